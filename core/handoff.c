@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: MIT
+ * Hand-off: see handoff.h.
+ *
+ * A grant is two words changed one after the other, and its author may die in between:
+ *   1. session  IDLE -> GRANTED, owner = ticket      (whose it will be is now written in the session)
+ *   2. place    WAITING -> GRANTED, session          (the waiter now knows)
+ *   3. place    GRANTED -> FREE, session GRANTED -> LEASED, owner = slot     (by the waiter)
+ * After 1, anybody can see from the session alone how to go on: if the place still waits, do 2; if it does not, the
+ * waiter has left or died, and the session goes back to IDLE. That is dbp_handoff_sweep. The generation in the
+ * session's word makes each of these steps happen once, however many try.
+ *
+ * No lost wake-up: a waiter takes its place and then looks for idle sessions; a holder offers its session (idle bit)
+ * and then looks for waiters. Both are seq_cst, so at least one of the two sees the other, and that one runs match.
+ */
+#include "handoff.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void wake(const struct dbp_share *share, uint32_t pool, dbp_place place) {
+    if (dbp_place_event(place)) {
+        uint32_t proc = dbp_place_proc(place);
+        uint64_t one = 1;
+        /* Full (EAGAIN) means it is readable, which is all that is wanted. */
+        if (proc < share->n_wake_fds && write(share->wake_fds[proc], &one, sizeof one) < 0 && errno != EAGAIN)
+            return;
+    } else {
+        _Atomic uint32_t *word = dbp_queue_futex(&share->table->pools[pool].queue, dbp_place_ticket(place));
+        syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0); /* shared, between processes */
+    }
+}
+
+static void leave(struct dbp_table *table, uint32_t pool) {
+    atomic_fetch_sub_explicit(&table->pools[pool].count.waiting, 1, memory_order_relaxed);
+}
+
+/* Step 2. True when the place has this session now, whoever wrote it. */
+static bool tell_waiter(const struct dbp_share *share, uint32_t pool, dbp_place place, uint32_t session) {
+    struct dbp_queue *queue = &share->table->pools[pool].queue;
+
+    if (dbp_queue_move(queue, place, DBP_PLACE_GRANTED, session)) {
+        leave(share->table, pool);
+        wake(share, pool, place);
+        return true;
+    }
+    dbp_place now = dbp_queue_look(queue, dbp_place_ticket(place));
+    return dbp_place_ticket(now) == dbp_place_ticket(place) && dbp_place_state(now) == DBP_PLACE_GRANTED &&
+           dbp_place_session(now) == session;
+}
+
+/* Gives a session up that is still in GRANTED as seen; when it is not, somebody else has settled it. */
+static void put_back(struct dbp_table *table, uint32_t session, dbp_word word) {
+    bool put = dbp_idle_put(table, session, word);
+    (void)put;
+}
+
+void dbp_handoff_match(const struct dbp_share *share, uint32_t pool) {
+    struct dbp_table *table = share->table;
+    struct dbp_queue *queue = &table->pools[pool].queue;
+    dbp_place place;
+    uint32_t session;
+    dbp_word word;
+
+    while (dbp_queue_oldest(queue, &place)) {
+        if (!dbp_idle_take(table, pool, DBP_GRANTED, dbp_place_ticket(place), &session, &word))
+            return;
+        /* The waiter left meanwhile: back with it. (Or the sweep helped, and the waiter has claimed this very session
+         * and freed its place already; then the word has moved on and nothing is put.) */
+        if (!tell_waiter(share, pool, place, session))
+            put_back(table, session, word);
+    }
+}
+
+int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t slot, uint32_t *sessionp,
+                      dbp_word *wordp) {
+    struct dbp_table *table = share->table;
+    struct dbp_queue *queue = &table->pools[pool].queue;
+    dbp_place place = dbp_queue_look(queue, ticket);
+
+    if (dbp_place_ticket(place) != ticket)
+        return DBP_E_FAILED; /* not a place of this caller's: never granted anything */
+    switch (dbp_place_state(place)) {
+    case DBP_PLACE_WAITING:
+        return DBP_E_BUSY;
+    case DBP_PLACE_GRANTED: {
+        uint32_t session = dbp_place_session(place);
+        dbp_word word = atomic_load(&table->sessions[session].word);
+        /* The session first: killed in between, the place still names this process and the broker frees both. */
+        bool mine = dbp_word_state(word) == DBP_GRANTED && dbp_word_owner(word) == (ticket & DBP_OWNER_MASK) &&
+                    dbp_session_move(table, session, word, DBP_LEASED, slot, wordp);
+        if (!dbp_queue_move(queue, place, DBP_PLACE_FREE, 0) || !mine)
+            return DBP_E_FAILED;
+        *sessionp = session;
+        return 0;
+    }
+    case DBP_PLACE_FAILED: {
+        bool freed = dbp_queue_move(queue, place, DBP_PLACE_FREE, 0);
+        (void)freed; /* only the broker competes, when it buries this process */
+        return DBP_E_FAILED;
+    }
+    case DBP_PLACE_FREE:
+    default:
+        return DBP_E_FAILED;
+    }
+}
+
+int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t slot, uint32_t *sessionp,
+                       dbp_word *wordp) {
+    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    dbp_place place = dbp_queue_look(queue, ticket);
+    dbp_place oldest;
+
+    if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
+        dbp_queue_move(queue, place, DBP_PLACE_FREE, 0)) {
+        leave(share->table, pool);
+        /* Moves head over this hole, so that newcomers find the queue quiet; and an idle session that was about to be
+         * ours and was put back just now belongs to whoever is next. */
+        if (dbp_queue_oldest(queue, &oldest))
+            dbp_handoff_match(share, pool);
+        return DBP_E_TIMEOUT;
+    }
+    int rc = dbp_handoff_claim(share, pool, ticket, slot, sessionp, wordp);
+    return rc == 0 ? 0 : DBP_E_TIMEOUT;
+}
+
+void dbp_handoff_fail(const struct dbp_share *share, uint32_t pool, uint32_t before) {
+    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    uint32_t ticket = atomic_load(&queue->head);
+    dbp_place place;
+
+    while (dbp_queue_next(queue, &ticket, &place) && (int32_t)(dbp_place_ticket(place) - before) < 0)
+        if (dbp_queue_move(queue, place, DBP_PLACE_FAILED, 0)) {
+            leave(share->table, pool);
+            wake(share, pool, place);
+        }
+    if (dbp_queue_oldest(queue, &place)) /* moves head over them */
+        dbp_handoff_match(share, pool);
+}
+
+/* A session in GRANTED: goes on to its waiter or back to IDLE, see the top. */
+static void settle_grant(const struct dbp_share *share, uint32_t session, dbp_word word) {
+    struct dbp_table *table = share->table;
+    uint32_t pool = atomic_load(&table->sessions[session].pool);
+    dbp_place place = dbp_queue_look(&table->pools[pool].queue, dbp_word_owner(word));
+
+    if ((dbp_place_ticket(place) & DBP_OWNER_MASK) == dbp_word_owner(word)) {
+        if (dbp_place_state(place) == DBP_PLACE_GRANTED && dbp_place_session(place) == session) {
+            wake(share, pool, place); /* its author may have died before waking it */
+            return;
+        }
+        if (dbp_place_state(place) == DBP_PLACE_WAITING && tell_waiter(share, pool, place, session))
+            return;
+    }
+    put_back(table, session, word);
+}
+
+void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slot) {
+    struct dbp_queue *queue = &share->table->pools[pool].queue;
+
+    /* All places, not only those from head on: a granted one may lie before it. */
+    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
+        dbp_place place = atomic_load(&queue->places[i]);
+        while (dbp_place_state(place) != DBP_PLACE_FREE && dbp_place_proc(place) == slot) {
+            if (dbp_queue_move(queue, place, DBP_PLACE_FREE, 0)) {
+                if (dbp_place_state(place) == DBP_PLACE_WAITING)
+                    leave(share->table, pool);
+                break;
+            }
+            place = atomic_load(&queue->places[i]);
+        }
+    }
+}
+
+void dbp_handoff_sweep(const struct dbp_share *share, uint32_t pool) {
+    struct dbp_table *table = share->table;
+
+    for (uint32_t session = 0; session < DBP_SESSIONS_MAX; session++) {
+        dbp_word word = atomic_load(&table->sessions[session].word);
+        if (dbp_word_state(word) == DBP_EMPTY || atomic_load(&table->sessions[session].pool) != pool)
+            continue;
+        if (dbp_word_state(word) == DBP_IDLE)
+            dbp_idle_offer(table, session);
+        else if (dbp_word_state(word) == DBP_GRANTED)
+            settle_grant(share, session, word);
+    }
+    dbp_handoff_match(share, pool);
+}

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: MIT
+ * The lease table: see table.h.
+ *
+ * I1 (one holder) rests on one fact: to own a session is to have moved its word to LEASED with one's own slot, and the
+ * word changes only by compare-and-swap against a value that includes a generation which every move increments.
+ * The idle bits are a hint: taking a bit gives the sole right to try the word, losing one costs nothing but a sweep.
+ */
+#include "table.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define EDGE(to) (1u << (to))
+
+static const uint32_t edges[DBP_STATES] = {
+    [DBP_EMPTY] = EDGE(DBP_OPENING),
+    [DBP_OPENING] = EDGE(DBP_IDLE) | EDGE(DBP_EMPTY),
+    [DBP_IDLE] = EDGE(DBP_LEASED) | EDGE(DBP_GRANTED) | EDGE(DBP_CLOSING),
+    [DBP_GRANTED] = EDGE(DBP_LEASED) | EDGE(DBP_IDLE),
+    [DBP_LEASED] = EDGE(DBP_IDLE) | EDGE(DBP_RESETTING) | EDGE(DBP_CLOSING),
+    [DBP_RESETTING] = EDGE(DBP_IDLE) | EDGE(DBP_CLOSING),
+    [DBP_CLOSING] = EDGE(DBP_EMPTY),
+};
+
+int dbp_table_new(struct dbp_table **tablep) {
+    int fd = memfd_create("dbpool-table", MFD_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    void *memory = MAP_FAILED;
+    if (ftruncate(fd, sizeof(struct dbp_table)) == 0)
+        memory = mmap(NULL, sizeof(struct dbp_table), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int error = errno;
+    close(fd); /* the mapping, which children inherit, is all that anybody needs */
+    if (memory == MAP_FAILED)
+        return -error;
+
+    struct dbp_table *table = memory; /* zeroed: every session EMPTY, every pool not live */
+    table->size = sizeof *table;
+    table->version = DBP_VERSION;
+    table->magic = DBP_TABLE_MAGIC;
+    *tablep = table;
+    return 0;
+}
+
+struct dbp_table *dbp_table_free(struct dbp_table *table) {
+    if (table)
+        munmap(table, sizeof *table);
+    return NULL;
+}
+
+bool dbp_table_valid(const struct dbp_table *table) {
+    if (table->magic != DBP_TABLE_MAGIC || table->version != DBP_VERSION || table->size != sizeof *table)
+        return false;
+    if (atomic_load(&table->n_pools) > DBP_POOLS_MAX)
+        return false;
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        const struct dbp_session *session = &table->sessions[i];
+        dbp_word word = atomic_load(&session->word);
+
+        if ((uint32_t)dbp_word_state(word) >= DBP_STATES)
+            return false;
+        if (dbp_word_state(word) != DBP_EMPTY && session->pool >= DBP_POOLS_MAX)
+            return false;
+        if (dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) >= DBP_PROCS_MAX)
+            return false;
+    }
+    return true;
+}
+
+bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, enum dbp_state to, uint32_t owner,
+                      dbp_word *wordp) {
+    struct dbp_session *s = &table->sessions[session];
+    enum dbp_state state = dbp_word_state(from);
+    dbp_word next =
+        (dbp_word)to | (dbp_word)(owner & DBP_OWNER_MASK) << 4 | (dbp_word)(dbp_word_generation(from) + 1) << 32;
+
+    if (state >= DBP_STATES || !(edges[state] & EDGE(to)))
+        abort();
+    /* Read before the move: after a move to EMPTY the slot may be another pool's. */
+    struct dbp_pool_counters *count = &table->pools[s->pool].count;
+    if (!atomic_compare_exchange_strong(&s->word, &from, next))
+        return false;
+
+    /* Counters are for people and for the cap's first guess; the broker keeps the cap by what it reserved itself. */
+    if (state == DBP_EMPTY)
+        atomic_fetch_add_explicit(&count->size, 1, memory_order_relaxed);
+    else
+        atomic_fetch_sub_explicit(&count->state[state], 1, memory_order_relaxed);
+    if (to == DBP_EMPTY)
+        atomic_fetch_sub_explicit(&count->size, 1, memory_order_relaxed);
+    else
+        atomic_fetch_add_explicit(&count->state[to], 1, memory_order_relaxed);
+    if (wordp)
+        *wordp = next;
+    return true;
+}
+
+bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, uint32_t owner, uint32_t *sessionp,
+                   dbp_word *wordp) {
+    struct dbp_pool *p = &table->pools[pool];
+
+    for (uint32_t i = 0; i < DBP_IDLE_WORDS; i++) {
+        uint64_t bits = atomic_load(&p->idle[i]);
+        while (bits) {
+            uint64_t bit = bits & -bits;
+            bits &= ~bit;
+            if (!(atomic_fetch_and(&p->idle[i], ~bit) & bit))
+                continue; /* somebody was faster */
+            /* The bit is ours alone now; a put sets it again only after the word has been IDLE anew, so nothing is lost
+             * when the word turns out not to be IDLE (the broker ended it, or the bit was offered twice). */
+            uint32_t session = i * 64u + (uint32_t)__builtin_ctzll(bit);
+            dbp_word word = atomic_load(&table->sessions[session].word);
+            if (dbp_word_state(word) == DBP_IDLE && table->sessions[session].pool == pool &&
+                dbp_session_move(table, session, word, to, owner, wordp)) {
+                *sessionp = session;
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void dbp_idle_offer(struct dbp_table *table, uint32_t session) {
+    struct dbp_pool *p = &table->pools[table->sessions[session].pool];
+
+    atomic_fetch_or(&p->idle[session / 64u], (uint64_t)1 << (session % 64u));
+}
+
+bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) {
+    if (!dbp_session_move(table, session, from, DBP_IDLE, 0, NULL))
+        return false;
+    dbp_idle_offer(table, session);
+    return true;
+}
+
+bool dbp_idle_any(const struct dbp_table *table, uint32_t pool) {
+    for (uint32_t i = 0; i < DBP_IDLE_WORDS; i++)
+        if (atomic_load(&table->pools[pool].idle[i]))
+            return true;
+    return false;
+}
+
+void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
+    struct dbp_pool_counters *count = &table->pools[pool].count;
+    int64_t before[DBP_STATES], words[DBP_STATES] = {0}, places = 0;
+    int64_t waiting = atomic_load(&count->waiting);
+
+    for (int state = DBP_OPENING; state < DBP_STATES; state++)
+        before[state] = atomic_load(&count->state[state]);
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        enum dbp_state state = dbp_word_state(atomic_load(&table->sessions[i].word));
+        if (state != DBP_EMPTY && table->sessions[i].pool == pool)
+            words[state]++;
+    }
+    uint32_t ticket = atomic_load(&table->pools[pool].queue.head);
+    dbp_place place;
+    while (dbp_queue_next(&table->pools[pool].queue, &ticket, &place))
+        places++;
+
+    /* A live process may stand between its move and its count, which makes the difference seen here wrong by that one
+     * for a moment; the next recount, in a quieter moment, takes it back. Only a death makes a difference that stays.
+     */
+    for (int state = DBP_OPENING; state < DBP_STATES; state++)
+        if (before[state] != words[state])
+            atomic_fetch_add(&count->state[state], words[state] - before[state]);
+    int64_t size = 0;
+    for (int state = DBP_OPENING; state < DBP_STATES; state++)
+        size += words[state];
+    atomic_fetch_add(&count->size, size - atomic_load(&count->size));
+    if (waiting != places)
+        atomic_fetch_add(&count->waiting, places - waiting);
+}

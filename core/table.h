@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT
+ * The lease table: what all processes share. Its layout is a file format (fixed widths, indexes instead of pointers,
+ * magic, version, size); the truth about a session is one 64 bit word, changed by compare-and-swap in
+ * dbp_session_move() and nowhere else. Everything else here is a hint, a counter, or written by the one process named
+ * beside it.
+ *
+ * There is no lock. A process may be killed or stopped between any two instructions; what that leaves is listed in
+ * DESIGN.md (crash matrix) and put right by dbp_handoff_sweep() in the broker.
+ */
+#ifndef DBPOOL_TABLE_H
+#define DBPOOL_TABLE_H
+
+#include "dbpool.h"
+#include "queue.h"
+
+#include <stdatomic.h>
+
+#define DBP_TABLE_MAGIC 0x6462706f6f6c3031u /* "dbpool01" */
+#define DBP_IDLE_WORDS (DBP_SESSIONS_MAX / 64u)
+
+/* Who may move a session on from each state. The edges are in dbp_session_move(). */
+enum dbp_state {
+    DBP_EMPTY = 0, /* no session. Broker: reserves it (OPENING) */
+    DBP_OPENING,   /* the connector logs in. Broker: IDLE when it delivers, EMPTY when it fails */
+    DBP_IDLE,      /* in the pool, in its idle bit. Client: LEASED or, for a waiter, GRANTED; broker: CLOSING */
+    DBP_GRANTED,   /* owner is a ticket. The waiter: LEASED; whoever finds the waiter gone: IDLE */
+    DBP_LEASED, /* owner is a process slot. Its holder: IDLE, RESETTING or CLOSING; broker when the holder died: CLOSING
+                 */
+    DBP_RESETTING, /* broker: IDLE when the server has answered well, else CLOSING */
+    DBP_CLOSING, /* still counted in the cap; owner is 1 when it needs a KILL. Broker: EMPTY when the server has hung up
+                  */
+    DBP_STATES
+};
+
+/* state: 4 bits, owner: 28 bits, generation: 32 bits, one more at every move, so that no stale word ever matches.
+ * (It wraps after 2^32 moves of one session: a process would have to sleep through exactly that many.) */
+typedef uint64_t dbp_word;
+#define DBP_OWNER_MASK 0x0fffffffu
+
+static inline enum dbp_state dbp_word_state(dbp_word word) {
+    return (enum dbp_state)(word & 0xfu);
+}
+static inline uint32_t dbp_word_owner(dbp_word word) {
+    return (uint32_t)(word >> 4) & DBP_OWNER_MASK;
+}
+static inline uint32_t dbp_word_generation(dbp_word word) {
+    return (uint32_t)(word >> 32);
+}
+
+/* One cache line. pool, incarnation and connection_id are written by the broker while the session is EMPTY or OPENING
+ * and published by the move to IDLE; they are atomic because a stale idle bit may make somebody look too early. */
+struct dbp_session {
+    _Atomic dbp_word word;
+    _Atomic uint32_t pool;
+    _Atomic uint32_t incarnation;   /* counts the sessions that lived in this slot */
+    _Atomic uint32_t connection_id; /* the server's */
+    _Atomic uint32_t
+        status; /* server status word; written by each holder, or the broker, before it gives the session on */
+    _Atomic uint32_t unfit; /* written by the broker: the server hung up, or too old; whoever has it ends it */
+    uint32_t reserved;
+    _Atomic uint64_t users;       /* bit (slot % 64) of each process that ever leased it */
+    _Atomic uint64_t opened_us;   /* broker */
+    _Atomic uint64_t returned_us; /* last holder, at its return */
+    uint64_t reserved2;
+};
+
+struct dbp_pool_counters {
+    _Atomic int64_t state[DBP_STATES]; /* sessions in each state; EMPTY is not kept */
+    _Atomic int64_t size;              /* all but EMPTY: what the cap limits */
+    _Atomic int64_t max;               /* the cap: pool_size + max_overflow */
+    _Atomic int64_t waiting;
+    _Atomic int64_t opened, closed, acquires, waits, timeouts, wait_us, failures, resets, kills;
+};
+
+struct dbp_pool {
+    _Atomic uint32_t live;      /* broker: 1 once all below is written */
+    _Atomic uint32_t attention; /* clients set it before they ring; the broker takes it */
+    char alias[DBP_ALIAS_MAX];
+    _Atomic uint32_t pool_size; /* broker */
+    _Atomic uint32_t error_seq; /* odd while the broker writes error; 0: none yet */
+    struct dbp_error error;
+    _Alignas(64) _Atomic uint64_t idle[DBP_IDLE_WORDS]; /* bit = this session is IDLE; a hint, taken before the word */
+    _Alignas(64) struct dbp_pool_counters count;
+    _Alignas(64) struct dbp_queue queue;
+};
+
+struct dbp_proc {
+    _Atomic uint32_t pid; /* broker: 0 = free slot */
+    uint32_t reserved;
+    char label[24]; /* broker, before pid */
+};
+
+struct dbp_table {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t reserved;
+    uint64_t size;
+    _Atomic uint32_t broker_up; /* broker: 1 while it runs */
+    _Atomic uint32_t n_pools;
+    struct dbp_proc procs[DBP_PROCS_MAX];
+    _Alignas(64) struct dbp_session sessions[DBP_SESSIONS_MAX];
+    struct dbp_pool pools[DBP_POOLS_MAX];
+};
+
+_Static_assert(sizeof(struct dbp_session) == 64, "a session is one cache line");
+_Static_assert(sizeof(struct dbp_proc) == 32, "layout");
+_Static_assert(DBP_SESSIONS_MAX % 64 == 0 && DBP_SESSIONS_MAX <= 1024, "queue entries have 10 bits for a session");
+_Static_assert(DBP_PROCS_MAX <= 1024, "queue entries have 10 bits for a process slot");
+
+/* Maps a new table (memfd, MAP_SHARED: forked children see the same). *tablep is the caller's, until dbp_table_free.
+ * 0 or -errno. */
+int dbp_table_new(struct dbp_table **tablep) DBP_MUST_USE;
+struct dbp_table *dbp_table_free(struct dbp_table *table); /* NULL */
+
+/* True when the segment is one of this version and every word in it is in range (I10). */
+bool dbp_table_valid(const struct dbp_table *table);
+
+/* The one function that changes a session's state. from must be the word as read; fails (false) when it is not that any
+ * more. An edge that dbp_state does not name aborts: it is a fault of core, and going on would lend a session twice.
+ * On success *wordp (may be NULL) gets the new word. Keeps the pool's counters. Any process. */
+bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, enum dbp_state to, uint32_t owner,
+                      dbp_word *wordp) DBP_MUST_USE;
+
+/* Takes one idle session of the pool, lowest slot first: the rest can age out, and few sessions serve a low load.
+ * Moves it to `to` (LEASED or GRANTED) for owner. False: none is idle. Any process. */
+bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, uint32_t owner, uint32_t *sessionp,
+                   dbp_word *wordp) DBP_MUST_USE;
+/* Moves a session to IDLE and offers it in the idle bits. False: from was not its word any more. */
+bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) DBP_MUST_USE;
+/* Offers an IDLE session again whose bit may be lost. Harmless when it is not. */
+void dbp_idle_offer(struct dbp_table *table, uint32_t session);
+bool dbp_idle_any(const struct dbp_table *table, uint32_t pool);
+
+/* Counts again from the words what a killed process left uncounted; called twice around a pause, see table.c. Broker
+ * only. */
+void dbp_table_recount(struct dbp_table *table, uint32_t pool);
+
+#endif
