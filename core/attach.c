@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT
+ * Attaching to the broker: see attach.h.
+ */
+#include "attach.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int dbp_wait_readable(int fd, uint64_t deadline_us) {
+    for (;;) {
+        uint64_t now = dbp_now_us();
+        uint64_t left_ms = deadline_us > now ? (deadline_us - now + 999) / 1000 : 0;
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        int n = poll(&p, 1, left_ms > 60000 ? 60000 : (int)left_ms);
+
+        if (n > 0)
+            return 0; /* also on hang-up: the read will tell */
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0 && dbp_now_us() >= deadline_us)
+            return DBP_E_TIMEOUT;
+    }
+}
+
+static int send_request(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
+                        int theirs) {
+    union dbp_wire_any msg;
+    int rc;
+
+    memset(&msg.attach, 0, sizeof msg.attach);
+    dbp_wire_head_init(&msg.head, DBP_WIRE_ATTACH, 1);
+    msg.attach.role = (uint32_t)role;
+    snprintf(msg.attach.label, sizeof msg.attach.label, "%s", label);
+    /* The control socket's buffer holds a few hundred of these; it is full only while the broker is not up yet. */
+    while ((rc = dbp_wire_send(share->control_fd, &msg, theirs)) == -EAGAIN) {
+        if (dbp_now_us() >= deadline_us)
+            return DBP_E_TIMEOUT;
+        poll(NULL, 0, 5);
+    }
+    return rc;
+}
+
+static int take_answer(int mine, uint64_t deadline_us, uint32_t *slotp) {
+    union dbp_wire_any msg;
+    int fd = -1;
+
+    int rc = dbp_wait_readable(mine, deadline_us);
+    if (rc == 0)
+        rc = dbp_wire_recv(mine, &msg, &fd, NULL);
+    if (rc != 0)
+        return rc == DBP_E_INVALID ? -EPROTO : rc;
+    if (fd >= 0)
+        close(fd);
+    if (msg.head.type != DBP_WIRE_ATTACHED)
+        return -EPROTO;
+    if (msg.head.result != 0)
+        return (int)msg.head.result;
+    if (msg.attached.slot >= DBP_PROCS_MAX)
+        return -EPROTO;
+    *slotp = msg.attached.slot;
+    return 0;
+}
+
+int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
+               int *channelp, uint32_t *slotp) {
+    int pair[2];
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
+        return -errno;
+    int rc = send_request(share, role, label, deadline_us, pair[1]);
+    close(pair[1]); /* the broker has its own copy; with ours open, its refusal would not be an end of file here */
+    if (rc == 0)
+        rc = take_answer(pair[0], deadline_us, slotp);
+    if (rc != 0) {
+        close(pair[0]);
+        return rc;
+    }
+    *channelp = pair[0];
+    return 0;
+}

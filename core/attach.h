@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT
+ * Attaching: how any forked process gets a private channel to the broker and a slot in the table.
+ * The process makes a socketpair and sends one end over the inherited control socket; the kernel tells the broker the
+ * sender's pid; end of file on the channel is how the broker learns that the process is gone.
+ */
+#ifndef DBPOOL_ATTACH_H
+#define DBPOOL_ATTACH_H
+
+#include "wire.h"
+
+/* 0 with *channelp (owned by the caller, CLOEXEC, non-blocking) and *slotp; DBP_E_TIMEOUT, DBP_E_FULL (no slot),
+ * -errno. */
+int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
+               int *channelp, uint32_t *slotp) DBP_MUST_USE;
+
+/* Waits until fd is readable. 0, DBP_E_TIMEOUT, -errno. EINTR is waited through. */
+int dbp_wait_readable(int fd, uint64_t deadline_us) DBP_MUST_USE;
+
+#endif

@@ -1,0 +1,474 @@
+/* SPDX-License-Identifier: MIT
+ * The client: one per worker, mule or spooler. Acquire and release touch only the shared table; the channel to the
+ * broker serves what needs an answer (registering, fetching a session's fd), one request at a time under a mutex.
+ */
+#include "attach.h"
+#include "handoff.h"
+#include "inspect.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SLEEP_SLICE_US 1000000u /* longest futex sleep before the broker's being alive is checked again */
+
+struct dbp_client {
+    struct dbp_share share;
+    uint32_t slot;
+    _Atomic bool foreign; /* this process is a forked child of the one that attached: nothing here is ours */
+    int channel;
+    uint32_t serial;
+    pthread_mutex_t lock; /* channel, serial, guarded */
+    int *guarded;         /* session fds of this process, for the child after a fork */
+    size_t n_guarded, guarded_room;
+};
+
+/* ---- a forked child must neither use nor keep the parent's sessions (I11) ---- */
+
+static struct dbp_client *the_client; /* atfork handlers have no argument; one client per process */
+
+static void before_fork(void) {
+    if (the_client)
+        pthread_mutex_lock(&the_client->lock);
+}
+
+static void after_fork_parent(void) {
+    if (the_client)
+        pthread_mutex_unlock(&the_client->lock);
+}
+
+static void after_fork_child(void) {
+    struct dbp_client *client = the_client;
+
+    if (!client)
+        return;
+    pthread_mutex_unlock(&client->lock);
+    atomic_store(&client->foreign, true);
+    close(client->channel);
+    client->channel = -1;
+    /* Fenced rather than closed: the drivers' objects were copied too and will write to, or close, these numbers. Where
+     * no dead socket is to be had, closed is still better than shared. */
+    for (size_t i = 0; i < client->n_guarded; i++)
+        if (dbp_fence_fd(client->guarded[i]) != 0)
+            close(client->guarded[i]);
+    client->n_guarded = 0;
+    the_client = NULL; /* the child may attach on its own */
+}
+
+int dbp_fence_fd(int fd) {
+    int pair[2], rc = 0;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
+        return -errno;
+    close(pair[1]); /* reads see the end of the stream, writes EPIPE */
+    if (dup3(pair[0], fd, O_CLOEXEC) < 0)
+        rc = -errno;
+    close(pair[0]);
+    return rc;
+}
+
+int dbp_guard_fd(struct dbp_client *client, int fd) {
+    int rc = 0;
+
+    pthread_mutex_lock(&client->lock);
+    for (size_t i = 0; i < client->n_guarded; i++)
+        if (client->guarded[i] == fd)
+            goto out;
+    if (client->n_guarded == client->guarded_room) {
+        size_t room = client->guarded_room ? 2 * client->guarded_room : 16;
+        int *grown = realloc(client->guarded, room * sizeof *grown);
+        if (!grown) {
+            rc = -ENOMEM;
+            goto out;
+        }
+        client->guarded = grown;
+        client->guarded_room = room;
+    }
+    client->guarded[client->n_guarded++] = fd;
+out:
+    pthread_mutex_unlock(&client->lock);
+    return rc;
+}
+
+void dbp_unguard_fd(struct dbp_client *client, int fd) {
+    pthread_mutex_lock(&client->lock);
+    for (size_t i = 0; i < client->n_guarded; i++)
+        if (client->guarded[i] == fd) {
+            client->guarded[i] = client->guarded[--client->n_guarded];
+            break;
+        }
+    pthread_mutex_unlock(&client->lock);
+}
+
+/* ---- attaching, and asking the broker ---- */
+
+static pthread_once_t atfork_once = PTHREAD_ONCE_INIT;
+static int atfork_error;
+
+static void install_atfork(void) {
+    atfork_error = pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
+
+static struct dbp_client *client_free(struct dbp_client *client) {
+    if (client->channel >= 0)
+        close(client->channel);
+    pthread_mutex_destroy(&client->lock);
+    free(client);
+    return NULL;
+}
+
+int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
+                      struct dbp_client **clientp) {
+    if (!dbp_table_valid(share->table))
+        return -EPROTO;
+    pthread_once(&atfork_once, install_atfork);
+    if (atfork_error)
+        return -atfork_error;
+    struct dbp_client *client = calloc(1, sizeof *client);
+    if (!client)
+        return -ENOMEM;
+    client->share = *share;
+    client->channel = -1;
+    pthread_mutex_init(&client->lock, NULL);
+    int rc = dbp_attach(share, DBP_ROLE_CLIENT, label, deadline_us, &client->channel, &client->slot);
+    if (rc == 0 && client->slot >= share->n_wake_fds)
+        rc = DBP_E_FULL;
+    if (rc == 0) {
+        uint64_t stale; /* the slot's previous process may have left a count */
+        if (read(share->wake_fds[client->slot], &stale, sizeof stale) < 0 && errno != EAGAIN)
+            rc = -errno;
+    }
+    if (rc != 0) {
+        client_free(client);
+        return rc;
+    }
+    the_client = client;
+    *clientp = client;
+    return 0;
+}
+
+/* Sends a request and waits for its answer; answers to requests that were given up are dropped by their serial.
+ * msg is both. Called with the lock held. */
+static int ask(struct dbp_client *client, union dbp_wire_any *msg, enum dbp_wire_type answer, uint64_t deadline_us,
+               int *fdp) {
+    uint32_t serial = ++client->serial;
+    int rc;
+
+    msg->head.serial = serial;
+    while ((rc = dbp_wire_send(client->channel, msg, -1)) == -EAGAIN) {
+        if (dbp_now_us() >= deadline_us)
+            return DBP_E_TIMEOUT;
+        sched_yield();
+    }
+    while (rc == 0) {
+        int fd = -1;
+        rc = dbp_wait_readable(client->channel, deadline_us);
+        if (rc == 0)
+            rc = dbp_wire_recv(client->channel, msg, &fd, NULL);
+        if (rc == -EAGAIN)
+            rc = 0;
+        else if (rc == 0 && msg->head.serial == serial && msg->head.type == answer) {
+            *fdp = fd;
+            return (int)msg->head.result;
+        }
+        if (rc == 0 && fd >= 0)
+            close(fd);
+    }
+    return rc == -EPIPE || rc == -ECONNRESET ? DBP_E_CLOSED : rc;
+}
+
+static bool closed(const struct dbp_client *client) {
+    return atomic_load_explicit(&client->foreign, memory_order_relaxed) ||
+           !atomic_load_explicit(&client->share.table->broker_up, memory_order_relaxed);
+}
+
+int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
+                        size_t errlen, uint32_t *poolp) {
+    union dbp_wire_any msg;
+    int fd = -1;
+
+    if (closed(client))
+        return DBP_E_CLOSED;
+    memset(&msg.reg, 0, sizeof msg.reg);
+    dbp_wire_head_init(&msg.head, DBP_WIRE_REGISTER, 0);
+    msg.reg.spec = *spec;
+    pthread_mutex_lock(&client->lock);
+    int rc = ask(client, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
+    pthread_mutex_unlock(&client->lock);
+    if (fd >= 0)
+        close(fd);
+    if (rc == 0 && msg.registered.pool >= DBP_POOLS_MAX)
+        rc = -EPROTO;
+    if (rc == 0)
+        *poolp = msg.registered.pool;
+    else if (errlen > 0)
+        snprintf(errbuf, errlen, "%.*s", (int)sizeof msg.registered.text - 1,
+                 msg.head.type == DBP_WIRE_REGISTERED ? msg.registered.text : "the broker did not answer");
+    explicit_bzero(&msg, sizeof msg); /* the password */
+    return rc;
+}
+
+int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, uint64_t deadline_us, int *fdp,
+                      struct dbp_session_facts *factsp) {
+    union dbp_wire_any msg;
+    int fd = -1;
+
+    if (closed(client))
+        return DBP_E_CLOSED;
+    memset(&msg.fetch, 0, sizeof msg.fetch);
+    dbp_wire_head_init(&msg.head, DBP_WIRE_FETCH, 0);
+    msg.fetch.session = lease->session;
+    msg.fetch.generation = lease->generation;
+    pthread_mutex_lock(&client->lock);
+    int rc = ask(client, &msg, DBP_WIRE_SESSION, deadline_us, &fd);
+    pthread_mutex_unlock(&client->lock);
+    if (rc == 0 &&
+        (fd < 0 || msg.session.facts.greeting_len > DBP_GREETING_MAX || msg.session.facts.row_len > DBP_FACTS_ROW_MAX))
+        rc = -EPROTO;
+    if (rc != 0) {
+        if (fd >= 0)
+            close(fd);
+        return rc;
+    }
+    *fdp = fd;
+    *factsp = msg.session.facts;
+    return 0;
+}
+
+/* ---- acquire and release: the table only ---- */
+
+static void ring(const struct dbp_client *client, uint32_t pool) {
+    uint64_t one = 1;
+
+    /* Once is enough until the broker has taken the flag. */
+    if (atomic_exchange(&client->share.table->pools[pool].attention, 1) == 0 &&
+        write(client->share.doorbell_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+        return; /* the broker's own tick finds the flag a second later */
+}
+
+static void fill_lease(const struct dbp_client *client, uint32_t pool, uint32_t session, dbp_word word,
+                       struct dbp_lease *leasep) {
+    struct dbp_session *s = &client->share.table->sessions[session];
+
+    leasep->pool = pool;
+    leasep->session = session;
+    leasep->generation = dbp_word_generation(word);
+    leasep->incarnation = atomic_load_explicit(&s->incarnation, memory_order_relaxed);
+    uint64_t bit = (uint64_t)1 << (client->slot % 64u);
+    if (!(atomic_load_explicit(&s->users, memory_order_relaxed) & bit))
+        atomic_fetch_or_explicit(&s->users, bit, memory_order_relaxed);
+    atomic_fetch_add_explicit(&client->share.table->pools[pool].count.acquires, 1, memory_order_relaxed);
+}
+
+/* A session that died, or grew too old, between its return and now: ended here instead of handed out. */
+static bool refused_as_unfit(const struct dbp_client *client, uint32_t pool, uint32_t session, dbp_word word) {
+    struct dbp_table *table = client->share.table;
+
+    if (!atomic_load_explicit(&table->sessions[session].unfit, memory_order_relaxed))
+        return false;
+    if (dbp_session_move(table, session, word, DBP_CLOSING, 0, NULL))
+        ring(client, pool);
+    return true;
+}
+
+int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *leasep) {
+    struct dbp_table *table = client->share.table;
+    struct dbp_queue *queue;
+    uint32_t session;
+    dbp_word word;
+    dbp_place oldest;
+
+    if (closed(client))
+        return DBP_E_CLOSED;
+    if (pool >= DBP_POOLS_MAX)
+        return DBP_E_INVALID;
+    queue = &table->pools[pool].queue;
+    if (!dbp_queue_quiet(queue) && dbp_queue_oldest(queue, &oldest))
+        return DBP_E_BUSY;
+    while (dbp_idle_take(table, pool, DBP_LEASED, client->slot, &session, &word)) {
+        if (refused_as_unfit(client, pool, session, word))
+            continue;
+        fill_lease(client, pool, session, word, leasep);
+        return 0;
+    }
+    return DBP_E_BUSY;
+}
+
+int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind kind, struct dbp_wait *waitp) {
+    struct dbp_pool *p;
+    uint32_t ticket;
+
+    if (closed(client))
+        return DBP_E_CLOSED;
+    if (pool >= DBP_POOLS_MAX)
+        return DBP_E_INVALID;
+    p = &client->share.table->pools[pool];
+    if (!dbp_queue_push(&p->queue, client->slot, kind == DBP_WAIT_EVENT, &ticket))
+        return DBP_E_FULL;
+    atomic_fetch_add_explicit(&p->count.waiting, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&p->count.waits, 1, memory_order_relaxed);
+    if (dbp_idle_any(client->share.table, pool))
+        dbp_handoff_match(&client->share, pool);
+    /* At the cap nobody can open one more, and every return serves the queue: the broker need not know. */
+    dbp_place place = dbp_queue_look(&p->queue, ticket);
+    if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
+        atomic_load(&p->count.size) < atomic_load(&p->count.max))
+        ring(client, pool);
+    waitp->pool = pool;
+    waitp->ticket = ticket;
+    return 0;
+}
+
+int dbp_wait_poll(struct dbp_client *client, const struct dbp_wait *wait, struct dbp_lease *leasep) {
+    uint32_t session;
+    dbp_word word;
+
+    if (atomic_load(&client->foreign))
+        return DBP_E_CLOSED;
+    int rc = dbp_handoff_claim(&client->share, wait->pool, wait->ticket, client->slot, &session, &word);
+    if (rc == 0)
+        fill_lease(client, wait->pool, session, word, leasep);
+    else if (rc == DBP_E_BUSY && closed(client))
+        return dbp_wait_cancel(client, wait, leasep) == 0 ? 0 : DBP_E_CLOSED;
+    return rc;
+}
+
+int dbp_wait_cancel(struct dbp_client *client, const struct dbp_wait *wait, struct dbp_lease *leasep) {
+    uint32_t session;
+    dbp_word word;
+
+    if (atomic_load(&client->foreign))
+        return DBP_E_TIMEOUT;
+    int rc = dbp_handoff_cancel(&client->share, wait->pool, wait->ticket, client->slot, &session, &word);
+    if (rc == 0)
+        fill_lease(client, wait->pool, session, word, leasep);
+    else
+        atomic_fetch_add_explicit(&client->share.table->pools[wait->pool].count.timeouts, 1, memory_order_relaxed);
+    return rc;
+}
+
+int dbp_wait_fd(const struct dbp_client *client) {
+    return client->share.wake_fds[client->slot];
+}
+
+/* Sleeps while the place is as it was seen, at most until `until`. -EINTR after a signal. */
+static int sleep_on(struct dbp_client *client, const struct dbp_wait *wait, uint64_t until) {
+    struct dbp_queue *queue = &client->share.table->pools[wait->pool].queue;
+    dbp_place seen = dbp_queue_look(queue, wait->ticket);
+    uint64_t now = dbp_now_us();
+
+    if (dbp_place_ticket(seen) != wait->ticket || dbp_place_state(seen) != DBP_PLACE_WAITING || now >= until)
+        return 0;
+    uint64_t us = until - now;
+    struct timespec ts = {.tv_sec = (time_t)(us / 1000000u), .tv_nsec = (long)(us % 1000000u) * 1000};
+    long n = syscall(SYS_futex, dbp_queue_futex(queue, wait->ticket), FUTEX_WAIT, (uint32_t)seen, &ts, NULL, 0);
+    return n < 0 && errno == EINTR ? -EINTR : 0;
+}
+
+int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, bool (*interrupted)(void *arg),
+                void *arg, struct dbp_lease *leasep) {
+    struct dbp_wait wait;
+
+    int rc = dbp_acquire_now(client, pool, leasep);
+    if (rc != DBP_E_BUSY)
+        return rc;
+    rc = dbp_wait_begin(client, pool, DBP_WAIT_FUTEX, &wait);
+    if (rc != 0)
+        return rc;
+    uint64_t began = dbp_now_us();
+    while ((rc = dbp_wait_poll(client, &wait, leasep)) == DBP_E_BUSY) {
+        uint64_t now = dbp_now_us();
+        if (now >= deadline_us) {
+            rc = dbp_wait_cancel(client, &wait, leasep);
+            break;
+        }
+        uint64_t slice = now + SLEEP_SLICE_US;
+        int slept = sleep_on(client, &wait, deadline_us < slice ? deadline_us : slice);
+        if (slept == -EINTR && interrupted && interrupted(arg)) {
+            rc = DBP_E_INTERRUPTED;
+            if (dbp_wait_cancel(client, &wait, leasep) == 0 &&
+                dbp_release(client, leasep, dbp_lease_status(client, leasep), DBP_RETURN_CLEAN) != 0)
+                rc = DBP_E_CLOSED;
+            break;
+        }
+    }
+    dbp_wait_account(client, pool, dbp_now_us() - began);
+    return rc;
+}
+
+void dbp_wait_account(struct dbp_client *client, uint32_t pool, uint64_t waited_us) {
+    atomic_fetch_add_explicit(&client->share.table->pools[pool].count.wait_us, (int64_t)waited_us,
+                              memory_order_relaxed);
+}
+
+/* The word of the lease if it is this caller's still. */
+static bool held(const struct dbp_client *client, const struct dbp_lease *lease, dbp_word *wordp) {
+    if (lease->session >= DBP_SESSIONS_MAX || atomic_load_explicit(&client->foreign, memory_order_relaxed))
+        return false;
+    dbp_word word = atomic_load(&client->share.table->sessions[lease->session].word);
+    *wordp = word;
+    return dbp_word_generation(word) == lease->generation && dbp_word_state(word) == DBP_LEASED &&
+           dbp_word_owner(word) == client->slot;
+}
+
+int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16_t status, enum dbp_return how) {
+    struct dbp_table *table = client->share.table;
+    dbp_word word;
+
+    if (!held(client, lease, &word))
+        return atomic_load(&client->foreign) ? DBP_E_CLOSED : DBP_E_STALE;
+    struct dbp_session *s = &table->sessions[lease->session];
+    struct dbp_pool *p = &table->pools[lease->pool];
+    atomic_store_explicit(&s->status, status, memory_order_relaxed); /* published by the move, read after an acquire */
+    atomic_store_explicit(&s->returned_us, dbp_now_us(), memory_order_relaxed);
+
+    if (how == DBP_RETURN_DOOM || atomic_load_explicit(&s->unfit, memory_order_relaxed)) {
+        if (!dbp_session_move(table, lease->session, word, DBP_CLOSING, how == DBP_RETURN_DOOM, NULL))
+            return DBP_E_STALE;
+        ring(client, lease->pool);
+        return 0;
+    }
+    if (how == DBP_RETURN_RESET) {
+        if (!dbp_session_move(table, lease->session, word, DBP_RESETTING, 0, NULL))
+            return DBP_E_STALE;
+        ring(client, lease->pool);
+        return 0;
+    }
+    if (!dbp_idle_put(table, lease->session, word))
+        return DBP_E_STALE;
+    if (!dbp_queue_quiet(&p->queue))
+        dbp_handoff_match(&client->share, lease->pool);
+    if (atomic_load_explicit(&p->count.size, memory_order_relaxed) >
+        (int64_t)atomic_load_explicit(&p->pool_size, memory_order_relaxed))
+        ring(client, lease->pool); /* an overflow session: the broker ends it if nobody waits */
+    return 0;
+}
+
+uint16_t dbp_lease_status(const struct dbp_client *client, const struct dbp_lease *lease) {
+    return (uint16_t)atomic_load_explicit(&client->share.table->sessions[lease->session].status, memory_order_relaxed);
+}
+
+bool dbp_lease_valid(const struct dbp_client *client, const struct dbp_lease *lease) {
+    dbp_word word;
+
+    return held(client, lease, &word);
+}
+
+void dbp_pool_stats(const struct dbp_client *client, uint32_t pool, struct dbp_stats *statsp) {
+    dbp_inspect_stats(client->share.table, pool, statsp);
+}
+
+void dbp_pool_error(const struct dbp_client *client, uint32_t pool, struct dbp_error *errorp) {
+    dbp_inspect_error(client->share.table, pool, errorp);
+}
+
+uint32_t dbp_pool_holders(const struct dbp_client *client, uint32_t pool, uint32_t n, struct dbp_holder *holders) {
+    return dbp_inspect_holders(client->share.table, pool, n, holders);
+}
