@@ -1,0 +1,508 @@
+/* SPDX-License-Identifier: MIT
+ * The broker's loop: see broker.h. Who may say what is a table (legal[]); what is done about sessions is keeper.c.
+ */
+#include "broker.h"
+
+#include "keeper.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define EVENTS_MAX 64
+#define MESSAGES_MAX 16 /* per channel and turn, so that one that floods does not starve the rest */
+
+/* What an epoll event is about: kind in the top byte, then a serial that a closed and reused index no longer matches.
+ */
+enum kind { KIND_CONTROL, KIND_DOORBELL, KIND_STOP, KIND_CHANNEL, KIND_PIDFD, KIND_SESSION };
+
+struct proc {
+    int channel; /* -1: free slot */
+    int pidfd;   /* -1: not to be had (other pid namespace); the channel's end of file serves alone then */
+    int32_t pid;
+    enum dbp_role role;
+    uint32_t serial;
+};
+
+struct dbp_broker {
+    struct dbp_share share;
+    struct dbp_broker_ops ops;
+    struct dbp_registry *registry;
+    struct dbp_keeper *keeper;
+    int control_fd, epoll_fd, stop_fd;
+    int connector;    /* its slot, -1: none */
+    uint32_t refused; /* messages not understood, logged at powers of two */
+    pthread_t thread;
+    pthread_mutex_t fd_lock; /* channel and pidfd of procs */
+    struct proc procs[DBP_PROCS_MAX];
+};
+
+static uint64_t tag(enum kind kind, uint32_t serial, uint32_t index) {
+    return (uint64_t)kind << 56 | (uint64_t)(serial & 0xffffffu) << 32 | index;
+}
+
+static void say(const struct dbp_broker *broker, enum dbp_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void say(const struct dbp_broker *broker, enum dbp_log_level level, const char *format, ...) {
+    char text[DBP_TEXT_MAX];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    broker->ops.log(level, text);
+}
+
+static int epoll_add(const struct dbp_broker *broker, int fd, uint32_t events, uint64_t data) {
+    struct epoll_event event = {.events = events, .data.u64 = data};
+
+    return epoll_ctl(broker->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+}
+
+/* ---- what the keeper needs ---- */
+
+static int keeper_to_connector(void *arg, const union dbp_wire_any *msg) {
+    struct dbp_broker *broker = arg;
+
+    return broker->connector < 0 ? -ENOTCONN : dbp_wire_send(broker->procs[broker->connector].channel, msg, -1);
+}
+
+static int keeper_watch(void *arg, uint32_t session, int fd, uint32_t events, bool first) {
+    struct dbp_broker *broker = arg;
+    struct epoll_event event = {.events = events, .data.u64 = tag(KIND_SESSION, 0, session)};
+    int op = events == 0 ? EPOLL_CTL_DEL : first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+
+    return epoll_ctl(broker->epoll_fd, op, fd, &event) == 0 ? 0 : -errno;
+}
+
+/* ---- processes coming and going ---- */
+
+static void set_proc_fds(struct dbp_broker *broker, struct proc *proc, int channel, int pidfd) {
+    pthread_mutex_lock(&broker->fd_lock);
+    if (proc->channel >= 0)
+        close(proc->channel);
+    if (proc->pidfd >= 0)
+        close(proc->pidfd);
+    proc->channel = channel;
+    proc->pidfd = pidfd;
+    pthread_mutex_unlock(&broker->fd_lock);
+}
+
+static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
+    struct proc *proc = &broker->procs[slot];
+
+    epoll_ctl(broker->epoll_fd, EPOLL_CTL_DEL, proc->channel, NULL);
+    if (proc->pidfd >= 0)
+        epoll_ctl(broker->epoll_fd, EPOLL_CTL_DEL, proc->pidfd, NULL);
+    set_proc_fds(broker, proc, -1, -1);
+    proc->serial++;
+    if (broker->connector == (int)slot) {
+        broker->connector = -1;
+        dbp_keeper_connector_lost(broker->keeper);
+    } else {
+        dbp_keeper_holder_died(broker->keeper, slot);
+    }
+    /* The slot is free only now: nothing in the table names it any more. */
+    atomic_store(&broker->share.table->procs[slot].pid, 0);
+}
+
+static int find_slot(const struct dbp_broker *broker) {
+    for (uint32_t slot = 0; slot < broker->share.n_wake_fds; slot++)
+        if (broker->procs[slot].channel < 0)
+            return (int)slot;
+    return -1;
+}
+
+static void refuse(int channel, enum dbp_error_code why) {
+    union dbp_wire_any answer;
+
+    memset(&answer.attached, 0, sizeof answer.attached);
+    dbp_wire_head_init(&answer.head, DBP_WIRE_ATTACHED, 1);
+    answer.head.result = (uint32_t)why;
+    int rc = dbp_wire_send(channel, &answer, -1);
+    (void)rc; /* closing says no as well */
+    close(channel);
+}
+
+static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg, int channel, int32_t pid) {
+    bool connector = msg->role == DBP_ROLE_CONNECTOR;
+    int slot = find_slot(broker);
+    int type = 0;
+    socklen_t length = sizeof type;
+
+    if (slot < 0 || (!connector && msg->role != DBP_ROLE_CLIENT) ||
+        getsockopt(channel, SOL_SOCKET, SO_TYPE, &type, &length) != 0 || type != SOCK_SEQPACKET) {
+        say(broker, DBP_LOG_WARNING, "process %d cannot be attached: %s", pid,
+            slot < 0 ? "no slot is free" : "bad request");
+        refuse(channel, slot < 0 ? DBP_E_FULL : DBP_E_INVALID);
+        return;
+    }
+    if (connector && !broker->ops.connector_is(broker->ops.arg, pid)) {
+        say(broker, DBP_LOG_WARNING, "process %d asked to be the connector and is not", pid);
+        refuse(channel, DBP_E_INVALID);
+        return;
+    }
+    if (connector && broker->connector >= 0)
+        proc_gone(broker, (uint32_t)broker->connector); /* respawned before its end of file was read */
+
+    struct proc *proc = &broker->procs[slot];
+    int pidfd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1; /* CLOEXEC by definition */
+    set_proc_fds(broker, proc, channel, pidfd);
+    proc->pid = pid;
+    proc->role = connector ? DBP_ROLE_CONNECTOR : DBP_ROLE_CLIENT;
+    int rc = epoll_add(broker, channel, EPOLLIN | EPOLLRDHUP, tag(KIND_CHANNEL, proc->serial, (uint32_t)slot));
+    if (rc == 0 && pidfd >= 0)
+        rc = epoll_add(broker, pidfd, EPOLLIN, tag(KIND_PIDFD, proc->serial, (uint32_t)slot));
+    if (rc != 0) {
+        say(broker, DBP_LOG_ERROR, "process %d cannot be watched: %s", pid, strerror(-rc));
+        set_proc_fds(broker, proc, -1, -1);
+        return;
+    }
+    struct dbp_proc *shared = &broker->share.table->procs[slot];
+    memcpy(shared->label, msg->label, sizeof shared->label);
+    shared->label[sizeof shared->label - 1] = '\0';
+    atomic_store(&shared->pid, (uint32_t)pid);
+
+    union dbp_wire_any answer;
+    memset(&answer.attached, 0, sizeof answer.attached);
+    dbp_wire_head_init(&answer.head, DBP_WIRE_ATTACHED, 1);
+    answer.attached.slot = (uint32_t)slot;
+    if (dbp_wire_send(channel, &answer, -1) != 0) {
+        proc_gone(broker, (uint32_t)slot);
+        return;
+    }
+    if (connector) {
+        broker->connector = slot;
+        dbp_keeper_connector_ready(broker->keeper);
+    }
+}
+
+/* ---- what processes ask ---- */
+
+static void on_register(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    union dbp_wire_any answer;
+    uint32_t pool = 0;
+    bool added = false;
+
+    (void)fd; /* this format has none */
+    memset(&answer.registered, 0, sizeof answer.registered);
+    dbp_wire_head_init(&answer.head, DBP_WIRE_REGISTERED, msg->head.serial);
+    int rc =
+        dbp_registry_put(broker->registry, broker->share.table, &msg->reg.spec, answer.registered.text, &pool, &added);
+    answer.head.result = (uint32_t)rc;
+    answer.registered.pool = pool;
+    if (added)
+        say(broker, DBP_LOG_INFO, "pool '%s': up to %u sessions for all processes", msg->reg.spec.alias,
+            msg->reg.spec.pool_size + msg->reg.spec.max_overflow);
+    rc = dbp_wire_send(broker->procs[slot].channel, &answer, -1);
+    if (rc != 0)
+        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,
+            strerror(-rc));
+}
+
+static void on_fetch(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    union dbp_wire_any answer;
+    const struct dbp_session_facts *facts = NULL;
+    int session_fd = -1;
+
+    (void)fd;
+    memset(&answer.session, 0, sizeof answer.session);
+    dbp_wire_head_init(&answer.head, DBP_WIRE_SESSION, msg->head.serial);
+    int rc = dbp_keeper_lookup(broker->keeper, slot, msg->fetch.session, msg->fetch.generation, &session_fd, &facts);
+    answer.head.result = (uint32_t)rc;
+    if (rc == 0)
+        answer.session.facts = *facts;
+    rc = dbp_wire_send(broker->procs[slot].channel, &answer, rc == 0 ? session_fd : -1);
+    if (rc != 0)
+        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,
+            strerror(-rc));
+}
+
+static void on_opened(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    (void)slot;
+    dbp_keeper_opened(broker->keeper, &msg->opened, fd);
+}
+
+static void on_failed(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    (void)slot;
+    (void)fd;
+    dbp_keeper_failed(broker->keeper, &msg->failed);
+}
+
+static void on_killed(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    (void)slot;
+    (void)fd;
+    dbp_keeper_killed(broker->keeper, &msg->killed);
+}
+
+static const struct {
+    enum dbp_role from;
+    void (*handle)(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd);
+} legal[DBP_WIRE_TYPES] = {
+    [DBP_WIRE_REGISTER] = {DBP_ROLE_CLIENT, on_register}, [DBP_WIRE_FETCH] = {DBP_ROLE_CLIENT, on_fetch},
+    [DBP_WIRE_OPENED] = {DBP_ROLE_CONNECTOR, on_opened},  [DBP_WIRE_FAILED] = {DBP_ROLE_CONNECTOR, on_failed},
+    [DBP_WIRE_KILLED] = {DBP_ROLE_CONNECTOR, on_killed},
+};
+
+static void not_understood(struct dbp_broker *broker, int32_t pid) {
+    broker->refused++;
+    if ((broker->refused & (broker->refused - 1)) == 0)
+        say(broker, DBP_LOG_WARNING, "a message of process %d was not understood and is dropped (%u so far)", pid,
+            broker->refused);
+}
+
+static void read_channel(struct dbp_broker *broker, uint32_t slot) {
+    union dbp_wire_any msg;
+    struct proc *proc = &broker->procs[slot];
+    uint32_t serial = proc->serial;
+
+    for (int i = 0; i < MESSAGES_MAX && proc->serial == serial; i++) {
+        int fd = -1;
+        int rc = dbp_wire_recv(proc->channel, &msg, &fd, NULL);
+        if (rc == -EAGAIN)
+            break;
+        if (rc == DBP_E_INVALID) {
+            not_understood(broker, proc->pid);
+            continue;
+        }
+        if (rc != 0) {
+            proc_gone(broker, slot);
+            break;
+        }
+        if (legal[msg.head.type].handle && legal[msg.head.type].from == proc->role) {
+            legal[msg.head.type].handle(broker, slot, &msg, fd); /* OPENED consumes fd, the others have none */
+        } else {
+            not_understood(broker, proc->pid);
+            if (fd >= 0)
+                close(fd);
+        }
+    }
+    explicit_bzero(&msg, sizeof msg); /* a REGISTER has a password */
+}
+
+static void read_control(struct dbp_broker *broker) {
+    union dbp_wire_any msg;
+
+    for (int i = 0; i < MESSAGES_MAX; i++) {
+        int fd = -1;
+        int32_t pid = 0;
+        int rc = dbp_wire_recv(broker->control_fd, &msg, &fd, &pid);
+        if (rc == DBP_E_INVALID) {
+            not_understood(broker, pid);
+            continue;
+        }
+        if (rc != 0)
+            return;
+        if (msg.head.type == DBP_WIRE_ATTACH) {
+            attach(broker, &msg.attach, fd, pid);
+            continue;
+        }
+        not_understood(broker, pid);
+        if (fd >= 0)
+            close(fd);
+    }
+}
+
+static void answer_doorbell(struct dbp_broker *broker) {
+    struct dbp_table *table = broker->share.table;
+    uint64_t rings;
+
+    if (read(broker->share.doorbell_fd, &rings, sizeof rings) < 0 && errno != EAGAIN)
+        say(broker, DBP_LOG_ERROR, "doorbell: %s", strerror(errno));
+    /* The flag is taken before the look, so that what comes during the look rings again. */
+    for (uint32_t pool = 0; pool < atomic_load(&table->n_pools); pool++)
+        if (atomic_exchange(&table->pools[pool].attention, 0))
+            dbp_keeper_attend(broker->keeper, pool);
+}
+
+/* ---- the loop ---- */
+
+static bool dispatch(struct dbp_broker *broker, const struct epoll_event *event) {
+    enum kind kind = (enum kind)(event->data.u64 >> 56);
+    uint32_t serial = (uint32_t)(event->data.u64 >> 32) & 0xffffffu, index = (uint32_t)event->data.u64;
+
+    switch (kind) {
+    case KIND_STOP:
+        return false;
+    case KIND_CONTROL:
+        read_control(broker);
+        break;
+    case KIND_DOORBELL:
+        answer_doorbell(broker);
+        break;
+    case KIND_CHANNEL:
+        if ((broker->procs[index].serial & 0xffffffu) == serial && broker->procs[index].channel >= 0)
+            read_channel(broker, index);
+        break;
+    case KIND_PIDFD:
+        if ((broker->procs[index].serial & 0xffffffu) == serial && broker->procs[index].channel >= 0)
+            proc_gone(broker, index);
+        break;
+    case KIND_SESSION:
+        dbp_keeper_event(broker->keeper, index, event->events);
+        break;
+    }
+    return true;
+}
+
+static void *run(void *arg) {
+    struct dbp_broker *broker = arg;
+    struct epoll_event events[EVENTS_MAX];
+    uint64_t next = 0;
+
+    for (;;) {
+        uint64_t now = dbp_now_us();
+        int timeout_ms = next > now ? (int)((next - now + 999) / 1000) : 0;
+        int n = epoll_wait(broker->epoll_fd, events, EVENTS_MAX, timeout_ms);
+        if (n < 0 && errno != EINTR) {
+            say(broker, DBP_LOG_ERROR, "the broker's loop failed: %s", strerror(errno));
+            break;
+        }
+        for (int i = 0; i < n; i++)
+            if (!dispatch(broker, &events[i]))
+                return NULL;
+        next = dbp_keeper_tick(broker->keeper);
+    }
+    return NULL;
+}
+
+/* ---- forks of the master: a child holds nothing of the broker's ---- */
+
+static struct dbp_broker *the_broker; /* atfork handlers have no argument */
+
+static void before_fork(void) {
+    if (the_broker) {
+        pthread_mutex_lock(&the_broker->fd_lock);
+        dbp_keeper_fork_lock(the_broker->keeper);
+    }
+}
+
+static void after_fork_parent(void) {
+    if (the_broker) {
+        dbp_keeper_fork_unlock(the_broker->keeper);
+        pthread_mutex_unlock(&the_broker->fd_lock);
+    }
+}
+
+static void after_fork_child(void) {
+    struct dbp_broker *broker = the_broker;
+
+    if (!broker)
+        return;
+    /* Before anything else: a copy of a session's fd here would keep the server from ever seeing it closed. The locks
+     * are left locked; nobody in this process uses them. */
+    dbp_keeper_fork_child(broker->keeper);
+    for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++) {
+        if (broker->procs[slot].channel >= 0)
+            close(broker->procs[slot].channel);
+        if (broker->procs[slot].pidfd >= 0)
+            close(broker->procs[slot].pidfd);
+    }
+    close(broker->epoll_fd);
+    close(broker->stop_fd);
+    close(broker->control_fd);
+    the_broker = NULL;
+}
+
+static pthread_once_t atfork_once = PTHREAD_ONCE_INIT;
+static int atfork_error;
+
+static void install_atfork(void) {
+    atfork_error = pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
+
+/* ---- life ---- */
+
+static int start_thread(struct dbp_broker *broker) {
+    sigset_t all, old;
+
+    /* The host's signal handlers must never run on this thread: blocked from its first instruction. */
+    sigfillset(&all);
+    int rc = pthread_sigmask(SIG_SETMASK, &all, &old);
+    if (rc != 0)
+        return -rc;
+    rc = pthread_create(&broker->thread, NULL, run, broker);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return -rc;
+}
+
+static struct dbp_broker *broker_free(struct dbp_broker *broker) {
+    broker->keeper = dbp_keeper_free(broker->keeper);
+    broker->registry = dbp_registry_free(broker->registry);
+    for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
+        set_proc_fds(broker, &broker->procs[slot], -1, -1);
+    if (broker->epoll_fd >= 0)
+        close(broker->epoll_fd);
+    if (broker->stop_fd >= 0)
+        close(broker->stop_fd);
+    pthread_mutex_destroy(&broker->fd_lock);
+    free(broker);
+    return NULL;
+}
+
+int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct dbp_broker_ops *ops,
+                     struct dbp_broker **brokerp) {
+    pthread_once(&atfork_once, install_atfork);
+    if (atfork_error)
+        return -atfork_error;
+    struct dbp_broker *broker = calloc(1, sizeof *broker);
+    if (!broker)
+        return -ENOMEM;
+    broker->share = *share;
+    broker->ops = *ops;
+    broker->control_fd = control_fd;
+    broker->connector = -1;
+    for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
+        broker->procs[slot].channel = broker->procs[slot].pidfd = -1;
+    pthread_mutex_init(&broker->fd_lock, NULL);
+    broker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    broker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int rc = broker->epoll_fd < 0 || broker->stop_fd < 0 ? -errno : 0;
+    struct dbp_keeper_ops keeper_ops = {
+        .log = ops->log, .to_connector = keeper_to_connector, .watch = keeper_watch, .arg = broker};
+    if (rc == 0)
+        rc = dbp_registry_new(&broker->registry);
+    if (rc == 0)
+        rc = dbp_keeper_new(share, broker->registry, &keeper_ops, &broker->keeper);
+    if (rc == 0)
+        rc = epoll_add(broker, control_fd, EPOLLIN, tag(KIND_CONTROL, 0, 0));
+    if (rc == 0)
+        rc = epoll_add(broker, share->doorbell_fd, EPOLLIN, tag(KIND_DOORBELL, 0, 0));
+    if (rc == 0)
+        rc = epoll_add(broker, broker->stop_fd, EPOLLIN, tag(KIND_STOP, 0, 0));
+    if (rc == 0) {
+        atomic_store(&share->table->broker_up, 1);
+        the_broker = broker;
+        rc = start_thread(broker);
+    }
+    if (rc != 0) {
+        the_broker = NULL;
+        atomic_store(&share->table->broker_up, 0);
+        broker_free(broker);
+        return rc;
+    }
+    *brokerp = broker;
+    return 0;
+}
+
+struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker) {
+    uint64_t one = 1;
+
+    if (!broker)
+        return NULL;
+    atomic_store(&broker->share.table->broker_up, 0);
+    if (write(broker->stop_fd, &one, sizeof one) == (ssize_t)sizeof one)
+        pthread_join(broker->thread, NULL);
+    the_broker = NULL;
+    return broker_free(broker);
+}

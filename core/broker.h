@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ * The broker: a thread of the host's master that owns every session, serves the processes' channels and sees them die.
+ * It never blocks on anything but epoll, calls no third-party library, and may be forked around at any moment.
+ */
+#ifndef DBPOOL_BROKER_H
+#define DBPOOL_BROKER_H
+
+#include "share.h"
+
+struct dbp_broker;
+
+/* Called on the broker's thread. */
+struct dbp_broker_ops {
+    dbp_log_fn log;
+    /* Whether the process that asks to be the connector is the one that the host started; it gets the passwords. */
+    bool (*connector_is)(void *arg, int32_t pid);
+    void *arg;
+};
+
+/* Starts the thread (all signals blocked in it). share and control_fd (dbp_share_new) are borrowed until stop.
+ * Call it in the process that goes on to fork the workers, after any daemonizing. One per process. 0 or -errno. */
+int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct dbp_broker_ops *ops,
+                     struct dbp_broker **brokerp) DBP_MUST_USE;
+
+/* Stops and joins the thread, ends the sessions, NULL. Only in the process that started it; NULL is allowed. */
+struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker);
+
+#endif

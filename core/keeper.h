@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT
+ * The broker's side of the sessions: it holds a copy of every session's fd, has them opened and ended, resets what
+ * comes back unfit to be handed on, and notices the server's end of one. It is driven by the broker's loop; nothing
+ * here blocks.
+ */
+#ifndef DBPOOL_KEEPER_H
+#define DBPOOL_KEEPER_H
+
+#include "registry.h"
+#include "wire.h"
+
+struct dbp_keeper;
+
+/* How the keeper reaches the outside. All are called on the broker's thread. */
+struct dbp_keeper_ops {
+    dbp_log_fn log;
+    /* Gives a request to the connector: 0, or anything else when there is none or its channel is full: tried again
+     * later. */
+    int (*to_connector)(void *arg, const union dbp_wire_any *msg);
+    /* Watches (events != 0) or stops watching (0) the fd of a session in the broker's epoll. */
+    int (*watch)(void *arg, uint32_t session, int fd, uint32_t events, bool first);
+    void *arg;
+};
+
+/* registry is borrowed. 0 or -errno. */
+int dbp_keeper_new(const struct dbp_share *share, struct dbp_registry *registry, const struct dbp_keeper_ops *ops,
+                   struct dbp_keeper **keeperp) DBP_MUST_USE;
+/* Ends every idle session politely and closes all fds; NULL. */
+struct dbp_keeper *dbp_keeper_free(struct dbp_keeper *keeper);
+
+/* Brings a pool to where its policy wants it, and takes up what clients left: sessions to reset or to end. */
+void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool);
+/* Time-outs, ages, retries of all pools. Returns when it wants to be called next (dbp_now_us scale). */
+uint64_t dbp_keeper_tick(struct dbp_keeper *keeper);
+/* The fd of a session has events (EPOLL*). */
+void dbp_keeper_event(struct dbp_keeper *keeper, uint32_t session, uint32_t events);
+
+/* Answers of the connector. opened consumes fd. */
+void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd);
+void dbp_keeper_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg);
+void dbp_keeper_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg);
+/* The connector died: its logins are void. / A new one is there: ask it again. */
+void dbp_keeper_connector_lost(struct dbp_keeper *keeper);
+void dbp_keeper_connector_ready(struct dbp_keeper *keeper);
+
+/* The process in slot died: ends what it held, frees what it waited for. */
+void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);
+
+/* The fd (borrowed) and facts of a session that slot holds in this generation. 0 or DBP_E_STALE. */
+int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t session, uint32_t generation, int *fdp,
+                      const struct dbp_session_facts **factsp) DBP_MUST_USE;
+
+/* For pthread_atfork in the process that runs the broker: lock in prepare, unlock in parent, close all fds in child
+ * (I11). */
+void dbp_keeper_fork_lock(struct dbp_keeper *keeper);
+void dbp_keeper_fork_unlock(struct dbp_keeper *keeper);
+void dbp_keeper_fork_child(struct dbp_keeper *keeper);
+
+#endif

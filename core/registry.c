@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: MIT
+ * The registry of pools: see registry.h.
+ */
+#include "registry.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+struct dbp_registry {
+    struct dbp_pool_spec *specs; /* DBP_POOLS_MAX, mapped on their own pages */
+    uint32_t n;
+};
+
+#define SPECS_SIZE (DBP_POOLS_MAX * sizeof(struct dbp_pool_spec))
+
+int dbp_registry_new(struct dbp_registry **registryp) {
+    struct dbp_registry *registry = calloc(1, sizeof *registry);
+    if (!registry)
+        return -ENOMEM;
+    registry->specs = mmap(NULL, SPECS_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (registry->specs == MAP_FAILED) {
+        free(registry);
+        return -ENOMEM;
+    }
+    /* Without them the pool would work and leak: refuse instead. Linux 4.14 has both. */
+    if (madvise(registry->specs, SPECS_SIZE, MADV_DONTDUMP) != 0 ||
+        madvise(registry->specs, SPECS_SIZE, MADV_WIPEONFORK) != 0) {
+        int rc = -errno;
+        munmap(registry->specs, SPECS_SIZE);
+        free(registry);
+        return rc;
+    }
+    *registryp = registry;
+    return 0;
+}
+
+struct dbp_registry *dbp_registry_free(struct dbp_registry *registry) {
+    if (registry) {
+        explicit_bzero(registry->specs, SPECS_SIZE);
+        munmap(registry->specs, SPECS_SIZE);
+        free(registry);
+    }
+    return NULL;
+}
+
+const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool) {
+    return pool < registry->n ? &registry->specs[pool] : NULL;
+}
+
+/* Every string field, so that none is forgotten in checking or comparing. secret: named, never shown. */
+static const struct field {
+    const char *name;
+    size_t offset, size;
+    enum { IDENTITY, SECRET, LIST } kind;
+} strings[] = {
+#define STRING(name, kind) \
+    { #name, offsetof(struct dbp_pool_spec, name), sizeof(((struct dbp_pool_spec *)0)->name), kind }
+    STRING(alias, IDENTITY),   STRING(host, IDENTITY),   STRING(unix_socket, IDENTITY),
+    STRING(user, IDENTITY),    STRING(password, SECRET), STRING(database, IDENTITY),
+    STRING(charset, IDENTITY), STRING(init_sql, LIST),   STRING(facts_sql, IDENTITY),
+#undef STRING
+};
+
+static const struct number {
+    const char *name;
+    size_t offset;
+    uint32_t least, most;
+    bool identity;
+} numbers[] = {
+#define NUMBER(name, least, most, identity) \
+    { #name, offsetof(struct dbp_pool_spec, name), least, most, identity }
+    NUMBER(port, 0, 65535, true),
+    NUMBER(client_flags, 0, UINT32_MAX, true),
+    NUMBER(autocommit, 0, 1, true),
+    NUMBER(connect_timeout_s, 1, 3600, false),
+    NUMBER(pool_size, 1, DBP_SESSIONS_MAX, false),
+    NUMBER(max_overflow, 0, DBP_SESSIONS_MAX, false),
+    NUMBER(recycle_s, 0, UINT32_MAX, false),
+#undef NUMBER
+};
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static uint32_t number_of(const struct dbp_pool_spec *spec, const struct number *number) {
+    uint32_t value;
+
+    memcpy(&value, (const char *)spec + number->offset, sizeof value);
+    return value;
+}
+
+static bool check(const struct dbp_pool_spec *spec, char *text) {
+    for (size_t i = 0; i < COUNT(strings); i++) {
+        const char *value = (const char *)spec + strings[i].offset;
+        size_t end = strings[i].size - 1;
+        /* The list ends with an empty string: its last two bytes are zero. */
+        if (value[end] != '\0' || (strings[i].kind == LIST && value[end - 1] != '\0')) {
+            snprintf(text, DBP_TEXT_MAX, "%s is too long: at most %zu bytes", strings[i].name, end - 1);
+            return false;
+        }
+    }
+    for (size_t i = 0; i < COUNT(numbers); i++) {
+        uint32_t value = number_of(spec, &numbers[i]);
+        if (value < numbers[i].least || value > numbers[i].most) {
+            snprintf(text, DBP_TEXT_MAX, "%s is %u: expected %u to %u", numbers[i].name, value, numbers[i].least,
+                     numbers[i].most);
+            return false;
+        }
+    }
+    if (spec->alias[0] == '\0') {
+        snprintf(text, DBP_TEXT_MAX, "alias is empty");
+        return false;
+    }
+    if (spec->pool_size + spec->max_overflow > DBP_SESSIONS_MAX) {
+        snprintf(text, DBP_TEXT_MAX, "pool_size + max_overflow is %u: at most %u sessions",
+                 spec->pool_size + spec->max_overflow, DBP_SESSIONS_MAX);
+        return false;
+    }
+    return true;
+}
+
+/* True when both describe the same server, user, database and session state; else text names the first difference. */
+static bool same_identity(const struct dbp_pool_spec *old, const struct dbp_pool_spec *new, char *text) {
+    for (size_t i = 0; i < COUNT(strings); i++) {
+        const char *a = (const char *)old + strings[i].offset, *b = (const char *)new + strings[i].offset;
+        if (strings[i].kind == SECRET)
+            continue;
+        if (strings[i].kind == LIST && memcmp(a, b, strings[i].size) != 0) {
+            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with another %s: first statement '%.150s', here '%.150s'",
+                     old->alias, strings[i].name, a, b);
+            return false;
+        }
+        if (strings[i].kind == IDENTITY && strcmp(a, b) != 0) {
+            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with %s '%.120s', here '%.120s'", old->alias,
+                     strings[i].name, a, b);
+            return false;
+        }
+    }
+    for (size_t i = 0; i < COUNT(numbers); i++)
+        if (numbers[i].identity && number_of(old, &numbers[i]) != number_of(new, &numbers[i])) {
+            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with %s %u, here %u", old->alias, numbers[i].name,
+                     number_of(old, &numbers[i]), number_of(new, &numbers[i]));
+            return false;
+        }
+    return true;
+}
+
+static void publish(struct dbp_pool *pool, const struct dbp_pool_spec *spec) {
+    atomic_store(&pool->pool_size, spec->pool_size);
+    atomic_store(&pool->count.max, (int64_t)spec->pool_size + spec->max_overflow);
+}
+
+int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
+                     char *text, uint32_t *poolp, bool *addedp) {
+    text[0] = '\0';
+    if (!check(spec, text))
+        return DBP_E_INVALID;
+    for (uint32_t i = 0; i < registry->n; i++)
+        if (strcmp(registry->specs[i].alias, spec->alias) == 0) {
+            if (!same_identity(&registry->specs[i], spec, text))
+                return DBP_E_CONFLICT;
+            registry->specs[i] = *spec;
+            publish(&table->pools[i], spec);
+            *poolp = i;
+            *addedp = false;
+            return 0;
+        }
+    if (registry->n == DBP_POOLS_MAX) {
+        snprintf(text, DBP_TEXT_MAX, "there are %u pools already, which is all that fit", DBP_POOLS_MAX);
+        return DBP_E_FULL;
+    }
+    uint32_t i = registry->n++;
+    struct dbp_pool *pool = &table->pools[i];
+    registry->specs[i] = *spec;
+    memcpy(pool->alias, spec->alias, sizeof pool->alias);
+    dbp_queue_init(&pool->queue);
+    publish(pool, spec);
+    atomic_store(&pool->live, 1);
+    atomic_store(&table->n_pools, registry->n);
+    *poolp = i;
+    *addedp = true;
+    return 0;
+}
