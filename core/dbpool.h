@@ -125,6 +125,10 @@ enum dbp_return {
     DBP_RETURN_DOOM = 2 /* the wire is not known to be idle: ended at the server, with KILL */
 };
 
+/* The bits of a server status word that describe the session and not just the last command (include/mysql_com.h):
+ * IN_TRANS, AUTOCOMMIT, NO_BACKSLASH_ESCAPES, ANSI_QUOTES. Only these go from one lease to the next. */
+#define DBP_STATUS_KEPT 0x8203u
+
 struct dbp_holder {
     uint32_t pid;
     uint32_t leases;
@@ -197,9 +201,9 @@ void dbp_wait_account(struct dbp_client *client, uint32_t pool, uint64_t waited_
  * it (8 bytes, it is non-blocking) and then polls. Borrowed. */
 int dbp_wait_fd(const struct dbp_client *client);
 
-/* Returns a lease. status is the server status word as the holder last saw it; it comes back with the next lease.
- * Atomics only, unless somebody waits (one wake-up) or the broker has work (one doorbell). Any thread, also a
- * finaliser. 0, DBP_E_STALE (it was not this caller's any more; nothing happened), DBP_E_CLOSED. */
+/* Returns a lease. status is the server status word as the holder last saw it; its DBP_STATUS_KEPT bits come back with
+ * the next lease. Atomics only, unless somebody waits (one wake-up) or the broker has work (one doorbell). Any thread,
+ * also a finaliser. 0, DBP_E_STALE (it was not this caller's any more; nothing happened), DBP_E_CLOSED. */
 int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16_t status, enum dbp_return how);
 
 /* The status word that the previous holder left. Only for the holder. */

@@ -20,8 +20,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define END_MOST_US 10000000u /* a session being ended whose server does not hang up: given up after this, and logged \
-                               */
+#define END_MOST_US                                                                                   \
+    10000000u /* a session being ended whose server does not hang up: given up after this, and logged \
+               */
 #define RESET_MOST_US 30000000u /* a rollback of much work takes long; after this the session is killed instead */
 #define TICK_US 1000000u        /* sweep and ages: bounds how long a stopped process's half-done work can stay */
 #define RESEND_US 20000u        /* the connector's channel was full */
@@ -231,7 +232,7 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
         return;
     case DBP_RESET_DONE:
         kept->resetting = false;
-        atomic_store(&shared(keeper, session)->status, kept->reset.status);
+        atomic_store(&shared(keeper, session)->status, kept->reset.status & DBP_STATUS_KEPT);
         watch(keeper, session, EPOLLRDHUP);
         add(&keeper->table->pools[pool].count.resets);
         if (atomic_load(&shared(keeper, session)->unfit)) {
@@ -344,7 +345,7 @@ void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *
     kept->facts = msg->facts;
     kept->opening_sent = false;
     atomic_store(&shared(keeper, msg->session)->connection_id, msg->facts.connection_id);
-    atomic_store(&shared(keeper, msg->session)->status, msg->facts.status);
+    atomic_store(&shared(keeper, msg->session)->status, msg->facts.status & DBP_STATUS_KEPT);
     atomic_store(&shared(keeper, msg->session)->opened_us, dbp_now_us());
     watch(keeper, msg->session, EPOLLRDHUP);
     add(&keeper->table->pools[pool].count.opened);
