@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: MIT
+ * Opening and retiring sessions as the policy (janitor.c) wants.
+ *
+ * The cap is kept here and by nobody else: only the keeper takes a slot out of EMPTY and puts one back, and it counts
+ * its own (pools[].total), not the shared counters.
+ */
+#include "keeper_private.h"
+
+#include "handoff.h"
+#include "janitor.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#define RESEND_US 20000u /* the connector's channel was full: look again after this */
+
+static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp) {
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        struct dbp_session *session = shared(keeper, i);
+        dbp_word word = atomic_load(&session->word);
+        if (dbp_word_state(word) != DBP_EMPTY)
+            continue;
+        atomic_store(&session->pool, pool);
+        atomic_fetch_add(&session->incarnation, 1);
+        atomic_store(&session->unfit, 0);
+        atomic_store(&session->users, 0);
+        atomic_store(&session->connection_id, 0);
+        if (!dbp_session_move(keeper->table, i, word, DBP_OPENING, 0, NULL))
+            abort(); /* EMPTY is the broker's alone */
+        keeper->pools[pool].total++;
+        *sessionp = i;
+        return true;
+    }
+    return false;
+}
+
+/* False when there is nobody to ask or no slot: the plan is made again later. */
+static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
+    union dbp_wire_any msg;
+    uint32_t session;
+
+    if (!keeper->connector || !reserve(keeper, pool, &session))
+        return false;
+    memset(&msg.open, 0, sizeof msg.open);
+    dbp_wire_head_init(&msg.head, DBP_WIRE_OPEN, 0);
+    msg.open.session = session;
+    msg.open.incarnation = atomic_load(&shared(keeper, session)->incarnation);
+    msg.open.spec = *dbp_registry_spec(keeper->registry, pool);
+    keeper->sessions[session].opening_sent = true;
+    keeper->sessions[session].waiters_before = atomic_load(&keeper->table->pools[pool].queue.tail);
+    int rc = keeper->ops.to_connector(keeper->ops.arg, &msg);
+    explicit_bzero(&msg, sizeof msg);
+    if (rc != 0) {
+        dbp_keeper_vacate(keeper, session);
+        keeper->pools[pool].wake_at_us = dbp_now_us() + RESEND_US;
+    }
+    return rc == 0;
+}
+
+/* The session of an answer, if it is the one that was asked for. */
+static struct kept *opening(struct dbp_keeper *keeper, uint32_t session, uint32_t incarnation) {
+    if (session >= DBP_SESSIONS_MAX || dbp_word_state(word_of(keeper, session)) != DBP_OPENING ||
+        !keeper->sessions[session].opening_sent || atomic_load(&shared(keeper, session)->incarnation) != incarnation)
+        return NULL;
+    return &keeper->sessions[session];
+}
+
+void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd) {
+    struct kept *kept = opening(keeper, msg->session, msg->incarnation);
+
+    if (!kept || msg->facts.greeting_len > DBP_GREETING_MAX || msg->facts.row_len > DBP_FACTS_ROW_MAX) {
+        dbp_keeper_say(keeper, DBP_LOG_WARNING, "the connector delivered a session that nobody asked for");
+        close(fd);
+        return;
+    }
+    uint32_t pool = pool_of(keeper, msg->session);
+    dbp_keeper_set_fd(keeper, msg->session, fd);
+    kept->facts = msg->facts;
+    kept->opening_sent = false;
+    atomic_store(&shared(keeper, msg->session)->connection_id, msg->facts.connection_id);
+    atomic_store(&shared(keeper, msg->session)->status, msg->facts.status & DBP_STATUS_KEPT);
+    atomic_store(&shared(keeper, msg->session)->opened_us, dbp_now_us());
+    dbp_keeper_watch(keeper, msg->session, EPOLLRDHUP);
+    add(&keeper->table->pools[pool].count.opened);
+    if (keeper->pools[pool].failures > 0)
+        dbp_keeper_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
+    keeper->pools[pool].failures = 0;
+    keeper->pools[pool].last_logged = 0;
+    if (!dbp_idle_put(keeper->table, msg->session, word_of(keeper, msg->session)))
+        abort(); /* OPENING is the broker's alone */
+    dbp_handoff_match(&keeper->share, pool);
+    dbp_keeper_tend(keeper, pool);
+}
+
+static void publish_error(struct dbp_pool *pool, const struct dbp_error *error) {
+    uint32_t seq = atomic_load(&pool->error_seq);
+
+    atomic_store(&pool->error_seq, seq | 1u); /* readers: dbp_inspect_error */
+    atomic_thread_fence(memory_order_release);
+    pool->error = *error;
+    pool->error.text[sizeof pool->error.text - 1] = '\0';
+    pool->error.sqlstate[sizeof pool->error.sqlstate - 1] = '\0';
+    atomic_store(&pool->error_seq, (seq | 1u) + 1);
+}
+
+void dbp_keeper_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg) {
+    struct kept *kept = opening(keeper, msg->session, msg->incarnation);
+
+    if (!kept)
+        return;
+    uint32_t pool = pool_of(keeper, msg->session);
+    struct dbp_pool *p = &keeper->table->pools[pool];
+    struct kept_pool *kp = &keeper->pools[pool];
+    uint32_t before = kept->waiters_before;
+    publish_error(p, &msg->error);
+    add(&p->count.failures);
+    dbp_keeper_vacate(keeper, msg->session);
+    kp->failures++;
+    kp->retry_at_us = dbp_now_us() + dbp_janitor_backoff_us(kp->failures);
+    if (kp->last_logged != msg->error.code) {
+        dbp_keeper_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %s", alias_of(keeper, pool),
+                       msg->error.code, p->error.text);
+        kp->last_logged = msg->error.code;
+    }
+    /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
+     * whoever came after this login was asked for may be met by a better one. */
+    int64_t alive = atomic_load(&p->count.size) - atomic_load(&p->count.state[DBP_OPENING]) -
+                    atomic_load(&p->count.state[DBP_CLOSING]);
+    if (alive <= 0)
+        dbp_handoff_fail(&keeper->share, pool, before);
+    dbp_keeper_tend(keeper, pool);
+}
+
+void dbp_keeper_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg) {
+    if (msg->error.code == 0 || msg->session >= DBP_SESSIONS_MAX)
+        return; /* the server's end of file says the rest */
+    struct kept *kept = &keeper->sessions[msg->session];
+    if (!kept->ending || atomic_load(&shared(keeper, msg->session)->incarnation) != msg->incarnation)
+        return;
+    dbp_keeper_say(keeper, DBP_LOG_WARNING, "pool '%s': KILL %u failed: (%u) %.*s",
+                   alias_of(keeper, pool_of(keeper, msg->session)),
+                   atomic_load(&shared(keeper, msg->session)->connection_id), msg->error.code,
+                   (int)sizeof msg->error.text - 1, msg->error.text);
+    kept->kill_sent = false; /* the tick asks again until the session's deadline */
+}
+
+/* ---- policy ---- */
+
+static uint32_t figure(_Atomic int64_t *counter) {
+    int64_t value = atomic_load(counter);
+
+    return value < 0 ? 0 : (uint32_t)value;
+}
+
+static uint32_t waiting_in(struct dbp_keeper *keeper, uint32_t pool, uint32_t most) {
+    struct dbp_queue *queue = &keeper->table->pools[pool].queue;
+    uint32_t ticket = atomic_load(&queue->head), n = 0;
+    dbp_place place;
+
+    /* Counted, not taken from the counter, which may be wrong by what a killed process left: a waiter must never be
+     * overlooked. More than the cap allows need not be counted. */
+    while (n < most && dbp_queue_next(queue, &ticket, &place))
+        n++;
+    return n;
+}
+
+/* The idle session that was returned longest ago goes. */
+static bool retire_one(struct dbp_keeper *keeper, uint32_t pool) {
+    uint32_t oldest = DBP_SESSIONS_MAX;
+    uint64_t since = UINT64_MAX;
+    dbp_word word = 0;
+
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        dbp_word w = word_of(keeper, i);
+        if (dbp_word_state(w) != DBP_IDLE || pool_of(keeper, i) != pool ||
+            atomic_load(&shared(keeper, i)->returned_us) >= since)
+            continue;
+        since = atomic_load(&shared(keeper, i)->returned_us);
+        oldest = i;
+        word = w;
+    }
+    if (oldest == DBP_SESSIONS_MAX || !dbp_session_move(keeper->table, oldest, word, DBP_CLOSING, 0, NULL))
+        return false;
+    dbp_keeper_begin_end(keeper, oldest);
+    return true;
+}
+
+void dbp_keeper_tend(struct dbp_keeper *keeper, uint32_t pool) {
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
+    struct kept_pool *kp = &keeper->pools[pool];
+    struct dbp_pool_counters *count = &keeper->table->pools[pool].count;
+
+    if (!spec)
+        return;
+    struct dbp_janitor_view view = {
+        .now_us = dbp_now_us(),
+        .retry_at_us = kp->retry_at_us,
+        .failures = kp->failures,
+        .opening = figure(&count->state[DBP_OPENING]),
+        .resetting = figure(&count->state[DBP_RESETTING]),
+        .idle = figure(&count->state[DBP_IDLE]),
+        .closing = figure(&count->state[DBP_CLOSING]),
+        .total = kp->total,
+        .pool_size = spec->pool_size,
+        .cap = spec->pool_size + spec->max_overflow,
+    };
+    view.waiting = waiting_in(keeper, pool, view.cap);
+    if (view.closing > view.total)
+        view.closing = view.total;
+    struct dbp_janitor_plan plan = dbp_janitor_plan(&view);
+    kp->wake_at_us = plan.wake_at_us;
+    while (plan.open-- > 0 && open_one(keeper, pool))
+        continue;
+    /* Not a loop over tend: begin_end of a session that is gone already ends up here again, with one less. */
+    while (plan.retire > 0 && retire_one(keeper, pool))
+        plan.retire--;
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT
+ * Resetting sessions: drives the byte machine of reset.c over a returned session's wire, off any request's path.
+ */
+#include "keeper_private.h"
+
+#include "handoff.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#define RESET_MOST_US 30000000u /* a rollback of much work takes long; after this the session is killed instead */
+
+void dbp_keeper_reset_failed(struct dbp_keeper *keeper, uint32_t session, const char *why) {
+    dbp_keeper_say(keeper, DBP_LOG_WARNING, "pool '%s': session %u could not be reset (%s) and is ended",
+                   alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id),
+                   why);
+    if (dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_CLOSING, 1, NULL))
+        dbp_keeper_begin_end(keeper, session);
+}
+
+static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
+    struct kept *kept = &keeper->sessions[session];
+    uint32_t pool = pool_of(keeper, session);
+    uint8_t packet[DBP_RESET_PACKET_MAX];
+
+    switch (dbp_reset_step(&kept->reset)) {
+    case DBP_RESET_SEND: {
+        size_t n = dbp_reset_command(&kept->reset, packet);
+        if (send(keeper->fds[session], packet, n, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)n)
+            dbp_keeper_reset_failed(keeper, session, "the server does not read");
+        return;
+    }
+    case DBP_RESET_READ:
+        return;
+    case DBP_RESET_DONE:
+        kept->resetting = false;
+        atomic_store(&shared(keeper, session)->status, kept->reset.status & DBP_STATUS_KEPT);
+        dbp_keeper_watch(keeper, session, EPOLLRDHUP);
+        add(&keeper->table->pools[pool].count.resets);
+        if (atomic_load(&shared(keeper, session)->unfit)) {
+            dbp_keeper_end_unfit(keeper, session);
+        } else if (dbp_idle_put(keeper->table, session, word_of(keeper, session))) {
+            dbp_handoff_match(&keeper->share, pool);
+            dbp_keeper_tend(keeper, pool);
+        }
+        return;
+    case DBP_RESET_FAILED:
+        dbp_keeper_reset_failed(keeper, session, "unexpected answer");
+        return;
+    }
+}
+
+void dbp_keeper_begin_reset(struct dbp_keeper *keeper, uint32_t session) {
+    struct kept *kept = &keeper->sessions[session];
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
+
+    if (kept->server_gone) {
+        dbp_keeper_end_unfit(keeper, session);
+        return;
+    }
+    kept->resetting = true;
+    kept->deadline_us = dbp_now_us() + RESET_MOST_US;
+    dbp_reset_init(&kept->reset, spec && spec->autocommit);
+    dbp_keeper_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
+    go_on_resetting(keeper, session);
+}
+
+void dbp_keeper_reset_answer(struct dbp_keeper *keeper, uint32_t session) {
+    struct kept *kept = &keeper->sessions[session];
+    uint8_t data[DBP_RESET_PACKET_MAX];
+
+    ssize_t n = recv(keeper->fds[session], data, sizeof data, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0) {
+        kept->server_gone = true;
+        dbp_keeper_end_unfit(keeper, session);
+        return;
+    }
+    dbp_reset_feed(&kept->reset, data, (size_t)n);
+    go_on_resetting(keeper, session);
+}
