@@ -42,7 +42,8 @@ struct dbp_broker {
     int connector;    /* its slot, -1: none */
     uint32_t refused; /* messages not understood, logged at powers of two */
     pthread_t thread;
-    pthread_mutex_t fd_lock; /* channel and pidfd of procs */
+    pthread_mutex_t lock; /* held while a batch of events is handled: a fork of the master waits for its end, which is
+                             near because nothing in a batch blocks, and so never sees an fd that no list names yet */
     struct proc procs[DBP_PROCS_MAX];
 };
 
@@ -87,15 +88,13 @@ static int keeper_watch(void *arg, uint32_t session, int fd, uint32_t events, bo
 
 /* ---- processes coming and going ---- */
 
-static void set_proc_fds(struct dbp_broker *broker, struct proc *proc, int channel, int pidfd) {
-    pthread_mutex_lock(&broker->fd_lock);
+static void set_proc_fds(struct proc *proc, int channel, int pidfd) {
     if (proc->channel >= 0)
         close(proc->channel);
     if (proc->pidfd >= 0)
         close(proc->pidfd);
     proc->channel = channel;
     proc->pidfd = pidfd;
-    pthread_mutex_unlock(&broker->fd_lock);
 }
 
 static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
@@ -104,7 +103,7 @@ static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
     epoll_ctl(broker->epoll_fd, EPOLL_CTL_DEL, proc->channel, NULL);
     if (proc->pidfd >= 0)
         epoll_ctl(broker->epoll_fd, EPOLL_CTL_DEL, proc->pidfd, NULL);
-    set_proc_fds(broker, proc, -1, -1);
+    set_proc_fds(proc, -1, -1);
     proc->serial++;
     if (broker->connector == (int)slot) {
         broker->connector = -1;
@@ -157,7 +156,7 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
 
     struct proc *proc = &broker->procs[slot];
     int pidfd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1; /* CLOEXEC by definition */
-    set_proc_fds(broker, proc, channel, pidfd);
+    set_proc_fds(proc, channel, pidfd);
     proc->pid = pid;
     proc->role = connector ? DBP_ROLE_CONNECTOR : DBP_ROLE_CLIENT;
     int rc = epoll_add(broker, channel, EPOLLIN | EPOLLRDHUP, tag(KIND_CHANNEL, proc->serial, (uint32_t)slot));
@@ -165,7 +164,7 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
         rc = epoll_add(broker, pidfd, EPOLLIN, tag(KIND_PIDFD, proc->serial, (uint32_t)slot));
     if (rc != 0) {
         say(broker, DBP_LOG_ERROR, "process %d cannot be watched: %s", pid, strerror(-rc));
-        set_proc_fds(broker, proc, -1, -1);
+        set_proc_fds(proc, -1, -1);
         return;
     }
     struct dbp_proc *shared = &broker->share.table->procs[slot];
@@ -204,6 +203,8 @@ static void on_register(struct dbp_broker *broker, uint32_t slot, const union db
     if (added)
         say(broker, DBP_LOG_INFO, "pool '%s': up to %u sessions for all processes", msg->reg.spec.alias,
             msg->reg.spec.pool_size + msg->reg.spec.max_overflow);
+    if (rc == 0 && !added)
+        dbp_keeper_attend(broker->keeper, pool); /* a cap that was raised serves those who wait */
     rc = dbp_wire_send(broker->procs[slot].channel, &answer, -1);
     if (rc != 0)
         say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,
@@ -355,24 +356,35 @@ static bool dispatch(struct dbp_broker *broker, const struct epoll_event *event)
     return true;
 }
 
+/* One batch. False: stop. */
+static bool turn(struct dbp_broker *broker, const struct epoll_event *events, int n, uint64_t *nextp) {
+    bool go_on = true;
+
+    pthread_mutex_lock(&broker->lock);
+    for (int i = 0; i < n && go_on; i++)
+        go_on = dispatch(broker, &events[i]);
+    if (go_on)
+        *nextp = dbp_keeper_tick(broker->keeper);
+    pthread_mutex_unlock(&broker->lock);
+    return go_on;
+}
+
 static void *run(void *arg) {
     struct dbp_broker *broker = arg;
     struct epoll_event events[EVENTS_MAX];
     uint64_t next = 0;
+    int n;
 
-    for (;;) {
+    do {
         uint64_t now = dbp_now_us();
         int timeout_ms = next > now ? (int)((next - now + 999) / 1000) : 0;
-        int n = epoll_wait(broker->epoll_fd, events, EVENTS_MAX, timeout_ms);
+        n = epoll_wait(broker->epoll_fd, events, EVENTS_MAX, timeout_ms);
         if (n < 0 && errno != EINTR) {
             say(broker, DBP_LOG_ERROR, "the broker's loop failed: %s", strerror(errno));
+            atomic_store(&broker->share.table->broker_up, 0);
             break;
         }
-        for (int i = 0; i < n; i++)
-            if (!dispatch(broker, &events[i]))
-                return NULL;
-        next = dbp_keeper_tick(broker->keeper);
-    }
+    } while (turn(broker, events, n, &next));
     return NULL;
 }
 
@@ -381,17 +393,13 @@ static void *run(void *arg) {
 static struct dbp_broker *the_broker; /* atfork handlers have no argument */
 
 static void before_fork(void) {
-    if (the_broker) {
-        pthread_mutex_lock(&the_broker->fd_lock);
-        dbp_keeper_fork_lock(the_broker->keeper);
-    }
+    if (the_broker)
+        pthread_mutex_lock(&the_broker->lock);
 }
 
 static void after_fork_parent(void) {
-    if (the_broker) {
-        dbp_keeper_fork_unlock(the_broker->keeper);
-        pthread_mutex_unlock(&the_broker->fd_lock);
-    }
+    if (the_broker)
+        pthread_mutex_unlock(&the_broker->lock);
 }
 
 static void after_fork_child(void) {
@@ -440,12 +448,12 @@ static struct dbp_broker *broker_free(struct dbp_broker *broker) {
     broker->keeper = dbp_keeper_free(broker->keeper);
     broker->registry = dbp_registry_free(broker->registry);
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
-        set_proc_fds(broker, &broker->procs[slot], -1, -1);
+        set_proc_fds(&broker->procs[slot], -1, -1);
     if (broker->epoll_fd >= 0)
         close(broker->epoll_fd);
     if (broker->stop_fd >= 0)
         close(broker->stop_fd);
-    pthread_mutex_destroy(&broker->fd_lock);
+    pthread_mutex_destroy(&broker->lock);
     free(broker);
     return NULL;
 }
@@ -464,7 +472,7 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     broker->connector = -1;
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
         broker->procs[slot].channel = broker->procs[slot].pidfd = -1;
-    pthread_mutex_init(&broker->fd_lock, NULL);
+    pthread_mutex_init(&broker->lock, NULL);
     broker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     broker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int rc = broker->epoll_fd < 0 || broker->stop_fd < 0 ? -errno : 0;

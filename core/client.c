@@ -278,6 +278,11 @@ static bool refused_as_unfit(const struct dbp_client *client, uint32_t pool, uin
     return true;
 }
 
+static bool exists(const struct dbp_client *client, uint32_t pool) {
+    return pool < DBP_POOLS_MAX && atomic_load_explicit(&client->share.table->pools[pool].live,
+                                                        memory_order_acquire); /* pairs with registry.c */
+}
+
 int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *leasep) {
     struct dbp_table *table = client->share.table;
     struct dbp_queue *queue;
@@ -287,7 +292,7 @@ int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *
 
     if (closed(client))
         return DBP_E_CLOSED;
-    if (pool >= DBP_POOLS_MAX)
+    if (!exists(client, pool))
         return DBP_E_INVALID;
     queue = &table->pools[pool].queue;
     if (!dbp_queue_quiet(queue) && dbp_queue_oldest(queue, &oldest))
@@ -307,7 +312,7 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
 
     if (closed(client))
         return DBP_E_CLOSED;
-    if (pool >= DBP_POOLS_MAX)
+    if (!exists(client, pool))
         return DBP_E_INVALID;
     p = &client->share.table->pools[pool];
     if (!dbp_queue_push(&p->queue, client->slot, kind == DBP_WAIT_EVENT, &ticket))
@@ -446,9 +451,12 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
         return DBP_E_STALE;
     if (!dbp_queue_quiet(&p->queue))
         dbp_handoff_match(&client->share, lease->pool);
+    /* An overflow session: the broker ends it if nobody waits. And one that became unfit while it was moved, when the
+     * broker looked before the move and we before the mark. */
     if (atomic_load_explicit(&p->count.size, memory_order_relaxed) >
-        (int64_t)atomic_load_explicit(&p->pool_size, memory_order_relaxed))
-        ring(client, lease->pool); /* an overflow session: the broker ends it if nobody waits */
+            (int64_t)atomic_load_explicit(&p->pool_size, memory_order_relaxed) ||
+        atomic_load(&s->unfit))
+        ring(client, lease->pool);
     return 0;
 }
 

@@ -2,9 +2,9 @@
  * The connector: see connector.h. One thread reads the channel and queues jobs, THREADS threads do them with plain
  * blocking calls of libmysqlclient (MariaDB Connector/C), and whoever is done answers.
  *
- * Every login goes through a relay of its own (relay.h), a KILL's too, so that both reach the server in the same way. All
- * waits end: connecting, reading and writing by the pool's connect timeout, the whole job by the relay's deadline, and
- * all of them at once by stop_fd when the broker is gone.
+ * Every login goes through a relay of its own (relay.h), a KILL's too, so that both reach the server in the same way.
+ * All waits end: connecting, reading and writing by the pool's connect timeout, the whole job by the relay's deadline,
+ * and all of them at once by stop_fd when the broker is gone.
  */
 #include "connector.h"
 
@@ -50,7 +50,7 @@ struct connector {
     size_t n_jobs;
     const struct job *running[THREADS];
     bool over;
-    int rc;                     /* why it is over */
+    int rc;                    /* why it is over */
     pthread_mutex_t send_lock; /* one answer at a time; never taken with lock */
 };
 
@@ -92,7 +92,8 @@ static bool take_error(MYSQL *mysql, struct dbp_error *errorp) {
     const char *state = mysql_sqlstate(mysql);
 
     /* The library leaves 00000, success, beside some errors of its own. */
-    set_error(errorp, code ? code : CR_UNKNOWN_ERROR, strcmp(state, "00000") == 0 ? "HY000" : state, mysql_error(mysql));
+    set_error(errorp, code ? code : CR_UNKNOWN_ERROR, strcmp(state, "00000") == 0 ? "HY000" : state,
+              mysql_error(mysql));
     return false;
 }
 
@@ -210,8 +211,7 @@ static bool prepare(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_s
 
     /* State changes are reported by one bit; variables by name would only lengthen replies. */
     if (!run_if_known(mysql, "SET SESSION session_track_state_change=ON", errorp) ||
-        !run_if_known(mysql, "SET SESSION session_track_system_variables=''", errorp) ||
-        !settle(mysql, spec, errorp))
+        !run_if_known(mysql, "SET SESSION session_track_system_variables=''", errorp) || !settle(mysql, spec, errorp))
         return false;
     for (const char *sql = spec->init_sql; sql < spec->init_sql + sizeof spec->init_sql && *sql; sql += strlen(sql) + 1)
         if (!run(mysql, sql, NULL, NULL, errorp))
@@ -269,36 +269,12 @@ static bool login(const struct connector *c, const struct dbp_pool_spec *spec, c
         set_error(errorp, CR_OUT_OF_MEMORY, "HY000", "dbpool: the connector has no memory for a login");
         return false;
     }
-    mysql_set_local_infile_handler(l->mysql, refuse_file_init, refuse_file_read, refuse_file_end, refuse_file_error, NULL);
-    if (!mysql_real_connect(l->mysql, path ? NULL : "127.0.0.1", spec->user, spec->password, db, dbp_relay_port(l->relay),
-                            path, spec->client_flags))
+    mysql_set_local_infile_handler(l->mysql, refuse_file_init, refuse_file_read, refuse_file_end, refuse_file_error,
+                                   NULL);
+    if (!mysql_real_connect(l->mysql, path ? NULL : "127.0.0.1", spec->user, spec->password, db,
+                            dbp_relay_port(l->relay), path, spec->client_flags))
         return take_error(l->mysql, errorp);
     return true;
-}
-
-static bool open_session(const struct connector *c, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
-                         int *fdp, struct dbp_error *errorp) {
-    struct dbp_relay_session session;
-    struct login l = {NULL, NULL};
-
-    memset(facts, 0, sizeof *facts);
-    bool done = login(c, spec, spec->database[0] ? spec->database : NULL, &l, errorp) &&
-                prepare(l.mysql, spec, facts, errorp);
-    if (done && dbp_relay_detach(l.relay, mysql_get_socket(l.mysql), &session) != 0) {
-        set_error(errorp, CR_UNKNOWN_ERROR, "HY000", "dbpool: the session was lost between its login and its first use");
-        done = false;
-    }
-    if (done) {
-        facts->connection_id = (uint32_t)mysql_thread_id(l.mysql);
-        facts->capabilities = session.capabilities;
-        facts->charset = session.charset;
-        facts->status = l.mysql->server_status & DBP_STATUS_LASTING;
-        facts->greeting_len = session.greeting_len;
-        memcpy(facts->greeting, session.greeting, session.greeting_len);
-        *fdp = session.fd;
-    }
-    logout(&l);
-    return done;
 }
 
 static bool kill_session(const struct connector *c, const struct dbp_pool_spec *spec, uint32_t connection_id,
@@ -311,6 +287,38 @@ static bool kill_session(const struct connector *c, const struct dbp_pool_spec *
     if (done)
         done = run(l.mysql, sql, NULL, NULL, errorp) || errorp->code == ER_NO_SUCH_THREAD;
     logout(&l);
+    return done;
+}
+
+static bool open_session(const struct connector *c, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
+                         int *fdp, struct dbp_error *errorp) {
+    struct dbp_relay_session session;
+    struct login l = {NULL, NULL};
+
+    memset(facts, 0, sizeof *facts);
+    bool done =
+        login(c, spec, spec->database[0] ? spec->database : NULL, &l, errorp) && prepare(l.mysql, spec, facts, errorp);
+    if (done && dbp_relay_detach(l.relay, mysql_get_socket(l.mysql), &session) != 0) {
+        set_error(errorp, CR_UNKNOWN_ERROR, "HY000",
+                  "dbpool: the session was lost between its login and its first use");
+        done = false;
+    }
+    if (done) {
+        facts->connection_id = (uint32_t)mysql_thread_id(l.mysql);
+        facts->capabilities = session.capabilities;
+        facts->charset = session.charset;
+        facts->status = l.mysql->server_status & DBP_STATUS_LASTING;
+        facts->greeting_len = session.greeting_len;
+        memcpy(facts->greeting, session.greeting, session.greeting_len);
+        *fdp = session.fd;
+    }
+    uint32_t lost = !done && l.mysql && errorp->code == CR_SERVER_LOST ? (uint32_t)mysql_thread_id(l.mysql) : 0;
+    logout(&l);
+    /* A statement that took too long goes on at the server, in a session that nobody counts any more (I3). */
+    if (lost != 0) {
+        struct dbp_error ignored;
+        (void)kill_session(c, spec, lost, &ignored);
+    }
     return done;
 }
 

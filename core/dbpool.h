@@ -177,7 +177,7 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
                         size_t errlen, uint32_t *poolp) DBP_MUST_USE;
 
 /* Takes an idle session if there is one and nobody waits for it (a newcomer never barges past the queue, I4).
- * Atomics only: no lock, no syscall. Any thread. 0, DBP_E_BUSY, DBP_E_CLOSED. */
+ * Atomics only: no lock, no syscall. Any thread. 0, DBP_E_BUSY, DBP_E_CLOSED, DBP_E_INVALID (no such pool). */
 int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *leasep) DBP_MUST_USE;
 
 /* acquire_now, else queue and sleep until granted, failed or deadline_us. Blocks only the calling thread.
@@ -187,7 +187,7 @@ int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, 
                 void *arg, struct dbp_lease *leasep) DBP_MUST_USE;
 
 /* The same in parts, for event loops. begin queues; it may be granted at once, so poll before sleeping.
- * 0, DBP_E_FULL, DBP_E_CLOSED. */
+ * 0, DBP_E_FULL, DBP_E_CLOSED, DBP_E_INVALID. */
 int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind kind,
                    struct dbp_wait *waitp) DBP_MUST_USE;
 /* 0 with the lease, DBP_E_BUSY (still queued), DBP_E_FAILED (ended), DBP_E_CLOSED (ended).

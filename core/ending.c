@@ -4,6 +4,8 @@
  */
 #include "keeper_private.h"
 
+#include "janitor.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +24,8 @@ void dbp_keeper_vacate(struct dbp_keeper *keeper, uint32_t session) {
     }
     kept->ending = kept->resetting = kept->wants_kill = kept->kill_sent = kept->opening_sent = kept->server_gone =
         false;
+    kept->kills_failed = 0;
+    kept->kill_again_us = 0;
     explicit_bzero(&kept->facts, sizeof kept->facts);
     keeper->pools[pool].total--;
     if (!dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_EMPTY, 0, NULL))
@@ -98,4 +102,19 @@ bool dbp_keeper_drained(int fd) {
             return false;
     }
     return false;
+}
+
+void dbp_keeper_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg) {
+    if (msg->error.code == 0 || msg->session >= DBP_SESSIONS_MAX)
+        return; /* the server's end of file says the rest */
+    struct kept *kept = &keeper->sessions[msg->session];
+    if (!kept->ending || atomic_load(&shared(keeper, msg->session)->incarnation) != msg->incarnation)
+        return;
+    if (kept->kills_failed++ == 0)
+        dbp_keeper_say(keeper, DBP_LOG_WARNING, "pool '%s': KILL %u failed: (%u) %.*s",
+                       alias_of(keeper, pool_of(keeper, msg->session)),
+                       atomic_load(&shared(keeper, msg->session)->connection_id), msg->error.code,
+                       (int)sizeof msg->error.text - 1, msg->error.text);
+    kept->kill_sent = false; /* the tick asks again, until the session's deadline */
+    kept->kill_again_us = dbp_now_us() + dbp_janitor_backoff_us(kept->kills_failed);
 }

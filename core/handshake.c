@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The login as bytes: see handshake.h. Layouts are those of MySQL's "Connection Phase Packets" and of MariaDB's
- * "Connecting" (which puts its extended capabilities into the last 4 of the 10 reserved bytes of the greeting and of the
- * 23 reserved bytes of the answer, when bit 0 is off).
+ * "Connecting" (which puts its extended capabilities into the last 4 of the 10 reserved bytes of the greeting and of
+ * the 23 reserved bytes of the answer, when bit 0 is off).
  */
 #include "handshake.h"
 

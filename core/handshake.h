@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The MySQL protocol's login as bytes: packets, the server's greeting, the client's answer, OK and ERR. No I/O, no
- * allocation; every parser takes any bytes and reads none outside of them. Only protocol 4.1 (MySQL 4.1, 2004) is spoken.
+ * allocation; every parser takes any bytes and reads none outside of them. Only protocol 4.1 (MySQL 4.1, 2004) is
+ * spoken.
  *
  * Masking is why this exists: a session is opened by one library and used by others, so it may only have capabilities
  * that all of them understand in the same way (DBP_CAP_PASSED). Masking changes no length.
@@ -36,7 +37,8 @@
 #define DBP_CAP_QUERY_ATTRIBUTES (1u << 27)
 
 /* What a pooled session may negotiate: the bits that drivers agree on. Bit 24 and above differ between stock drivers
- * (DEPRECATE_EOF, optional metadata, zstd, query attributes, MariaDB's old progress bit 29) or mean nothing on the wire. */
+ * (DEPRECATE_EOF, optional metadata, zstd, query attributes, MariaDB's old progress bit 29) or mean nothing on the
+ * wire. */
 #define DBP_CAP_PASSED (0x00ffffffu & ~(DBP_CAP_COMPRESS | DBP_CAP_SSL))
 
 #define DBP_STATUS_IN_TRANS 0x0001u
@@ -45,8 +47,8 @@
 #define DBP_STATUS_IN_TRANS_READONLY 0x2000u
 #define DBP_STATUS_ANSI_QUOTES 0x8000u
 /* The bits of a status word that describe the session, not the last statement. */
-#define DBP_STATUS_LASTING                                                                                             \
-    (DBP_STATUS_IN_TRANS | DBP_STATUS_AUTOCOMMIT | DBP_STATUS_NO_BACKSLASH_ESCAPES | DBP_STATUS_IN_TRANS_READONLY |    \
+#define DBP_STATUS_LASTING                                                                                          \
+    (DBP_STATUS_IN_TRANS | DBP_STATUS_AUTOCOMMIT | DBP_STATUS_NO_BACKSLASH_ESCAPES | DBP_STATUS_IN_TRANS_READONLY | \
      DBP_STATUS_ANSI_QUOTES)
 
 #define DBP_PACKET_HEAD 4u
@@ -79,8 +81,8 @@ int dbp_greeting_parse(const uint8_t *payload, size_t n, struct dbp_greeting *gr
 int dbp_greeting_mask(uint8_t *payload, size_t n) DBP_MUST_USE;
 
 /* Writes the greeting that a replay shows: the same server, but with these capabilities and this status, no extended
- * bits, and mysql_native_password with a scramble of our own (caching_sha2 would start a dialogue; the server's scramble
- * was for one login). 0 with *lenp, or DBP_E_INVALID (also when max is too small). */
+ * bits, and mysql_native_password with a scramble of our own (caching_sha2 would start a dialogue; the server's
+ * scramble was for one login). 0 with *lenp, or DBP_E_INVALID (also when max is too small). */
 int dbp_greeting_rebuild(const uint8_t *payload, size_t n, uint32_t capabilities, uint16_t status, uint8_t *buf,
                          size_t max, size_t *lenp) DBP_MUST_USE;
 
@@ -92,8 +94,8 @@ struct dbp_login {
     const char *plugin; /* NUL-terminated, in the payload; "" when not named */
 };
 
-/* Takes a HandshakeResponse41 (or SSLRequest) payload apart. offered: the greeting's capabilities; clients set bits that
- * were not offered and leave out what would go with them. 0 or DBP_E_INVALID. */
+/* Takes a HandshakeResponse41 (or SSLRequest) payload apart. offered: the greeting's capabilities; clients set bits
+ * that were not offered and leave out what would go with them. 0 or DBP_E_INVALID. */
 int dbp_login_parse(const uint8_t *payload, size_t n, uint32_t offered, struct dbp_login *loginp) DBP_MUST_USE;
 
 /* Leaves only DBP_CAP_PASSED in an answer, in place. 0; DBP_E_INVALID (not understood, or SSLRequest: unchanged). */

@@ -39,23 +39,23 @@ void dbp_keeper_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t even
 }
 
 void dbp_keeper_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd) {
-    pthread_mutex_lock(&keeper->fd_lock);
     if (keeper->fds[session] >= 0)
         close(keeper->fds[session]);
     keeper->fds[session] = fd;
-    pthread_mutex_unlock(&keeper->fd_lock);
 }
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct kept *kept = &keeper->sessions[i];
         enum dbp_state state = dbp_word_state(word_of(keeper, i));
-        if ((state != DBP_RESETTING && state != DBP_CLOSING) || pool_of(keeper, i) != pool)
+        if (state == DBP_EMPTY || pool_of(keeper, i) != pool)
             continue;
         if (state == DBP_CLOSING && !kept->ending)
             dbp_keeper_begin_end(keeper, i);
         else if (state == DBP_RESETTING && !kept->resetting)
             dbp_keeper_begin_reset(keeper, i);
+        else if (state == DBP_IDLE && atomic_load(&shared(keeper, i)->unfit))
+            dbp_keeper_end_unfit(keeper, i);
     }
     dbp_keeper_tend(keeper, pool);
 }
@@ -77,10 +77,14 @@ static void check_deadline(struct dbp_keeper *keeper, uint32_t session, uint64_t
     struct kept *kept = &keeper->sessions[session];
 
     if (kept->deadline_us > now) {
-        if (kept->ending && kept->wants_kill && !kept->kill_sent)
+        if (kept->ending && kept->wants_kill && !kept->kill_sent && kept->kill_again_us <= now)
             dbp_keeper_ask_kill(keeper, session);
+        if (kept->ending && kept->kill_again_us > now && kept->kill_again_us < *nextp)
+            *nextp = kept->kill_again_us;
         if (kept->deadline_us < *nextp)
             *nextp = kept->deadline_us;
+    } else if (kept->opening_sent) {
+        dbp_keeper_login_overdue(keeper, session);
     } else if (kept->ending) {
         dbp_keeper_say(keeper, DBP_LOG_WARNING,
                        "pool '%s': the server did not hang up session %u within %u s; its place is reused",
@@ -101,10 +105,10 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
     uint64_t next = keeper->next_tick_us;
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         enum dbp_state state = dbp_word_state(word_of(keeper, i));
-        if (state == DBP_EMPTY || state == DBP_OPENING)
+        if (state == DBP_EMPTY)
             continue;
         const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, i));
-        if (keeper->sessions[i].ending || keeper->sessions[i].resetting)
+        if (keeper->sessions[i].ending || keeper->sessions[i].resetting || keeper->sessions[i].opening_sent)
             check_deadline(keeper, i, now, &next);
         else if (spec && state != DBP_CLOSING)
             check_age(keeper, i, spec, now, &next);
@@ -216,7 +220,6 @@ int dbp_keeper_new(const struct dbp_share *share, struct dbp_registry *registry,
     keeper->table = share->table;
     keeper->registry = registry;
     keeper->ops = *ops;
-    pthread_mutex_init(&keeper->fd_lock, NULL);
     *keeperp = keeper;
     return 0;
 }
@@ -235,18 +238,9 @@ struct dbp_keeper *dbp_keeper_free(struct dbp_keeper *keeper) {
         shutdown(keeper->fds[i], SHUT_WR);
         close(keeper->fds[i]);
     }
-    pthread_mutex_destroy(&keeper->fd_lock);
     free(keeper->sessions);
     free(keeper);
     return NULL;
-}
-
-void dbp_keeper_fork_lock(struct dbp_keeper *keeper) {
-    pthread_mutex_lock(&keeper->fd_lock);
-}
-
-void dbp_keeper_fork_unlock(struct dbp_keeper *keeper) {
-    pthread_mutex_unlock(&keeper->fd_lock);
 }
 
 void dbp_keeper_fork_child(struct dbp_keeper *keeper) {

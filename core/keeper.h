@@ -50,10 +50,7 @@ void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);
 int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t session, uint32_t generation, int *fdp,
                       const struct dbp_session_facts **factsp) DBP_MUST_USE;
 
-/* For pthread_atfork in the process that runs the broker: lock in prepare, unlock in parent, close all fds in child
- * (I11). */
-void dbp_keeper_fork_lock(struct dbp_keeper *keeper);
-void dbp_keeper_fork_unlock(struct dbp_keeper *keeper);
+/* In a forked child of the process that runs the broker: closes all session fds (I11). */
 void dbp_keeper_fork_child(struct dbp_keeper *keeper);
 
 #endif

@@ -7,8 +7,6 @@
 #include "keeper.h"
 #include "reset.h"
 
-#include <pthread.h>
-
 #define DBP_END_MOST_US \
     10000000u /* a session being ended whose server does not hang up: given up after this, and logged */
 
@@ -16,7 +14,9 @@ struct kept {
     bool watched, server_gone, ending, resetting, opening_sent;
     bool wants_kill; /* asked or still to be asked */
     bool kill_sent;
-    uint64_t deadline_us;    /* of the ending or the reset */
+    uint32_t kills_failed;   /* of this ending, in a row */
+    uint64_t kill_again_us;  /* not before, after a failed one */
+    uint64_t deadline_us;    /* of the login, the ending or the reset */
     uint32_t waiters_before; /* tail of the queue when its login was asked for */
     struct dbp_reset reset;
     struct dbp_session_facts facts;
@@ -40,7 +40,6 @@ struct dbp_keeper {
     struct kept_pool pools[DBP_POOLS_MAX];
     struct kept *sessions;     /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
     int fds[DBP_SESSIONS_MAX]; /* the broker's copy of each session's fd; -1: none */
-    pthread_mutex_t fd_lock;   /* fds, so that a fork never sees one in change */
 };
 
 static inline struct dbp_session *shared(const struct dbp_keeper *keeper, uint32_t session) {
@@ -73,6 +72,8 @@ void dbp_keeper_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd);
 
 /* opening.c: opens and retires what the policy wants now. */
 void dbp_keeper_tend(struct dbp_keeper *keeper, uint32_t pool);
+/* The connector has not answered for a session in OPENING. */
+void dbp_keeper_login_overdue(struct dbp_keeper *keeper, uint32_t session);
 
 /* ending.c */
 /* CLOSING or OPENING to EMPTY: the place in the cap is free again. */

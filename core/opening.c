@@ -14,7 +14,9 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#define RESEND_US 20000u /* the connector's channel was full: look again after this */
+#define LOGIN_GRACE_US 60000000u /* the connector bounds each login by itself; later than this it hangs or is stopped \
+                                  */
+#define RESEND_US 20000u         /* the connector's channel was full: look again after this */
 
 static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
@@ -26,6 +28,7 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
         atomic_fetch_add(&session->incarnation, 1);
         atomic_store(&session->unfit, 0);
         atomic_store(&session->users, 0);
+        atomic_store(&session->returned_us, dbp_now_us()); /* not the predecessor's: it would be the first to retire */
         atomic_store(&session->connection_id, 0);
         if (!dbp_session_move(keeper->table, i, word, DBP_OPENING, 0, NULL))
             abort(); /* EMPTY is the broker's alone */
@@ -49,6 +52,8 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
     msg.open.incarnation = atomic_load(&shared(keeper, session)->incarnation);
     msg.open.spec = *dbp_registry_spec(keeper->registry, pool);
     keeper->sessions[session].opening_sent = true;
+    keeper->sessions[session].deadline_us =
+        dbp_now_us() + LOGIN_GRACE_US + 2000000ull * msg.open.spec.connect_timeout_s;
     keeper->sessions[session].waiters_before = atomic_load(&keeper->table->pools[pool].queue.tail);
     int rc = keeper->ops.to_connector(keeper->ops.arg, &msg);
     explicit_bzero(&msg, sizeof msg);
@@ -67,12 +72,55 @@ static struct kept *opening(struct dbp_keeper *keeper, uint32_t session, uint32_
     return &keeper->sessions[session];
 }
 
+static void publish_error(struct dbp_pool *pool, const struct dbp_error *error) {
+    uint32_t seq = atomic_load(&pool->error_seq);
+
+    atomic_store(&pool->error_seq, seq | 1u); /* readers: dbp_inspect_error */
+    atomic_thread_fence(memory_order_release);
+    pool->error = *error;
+    pool->error.text[sizeof pool->error.text - 1] = '\0';
+    pool->error.sqlstate[sizeof pool->error.sqlstate - 1] = '\0';
+    atomic_store(&pool->error_seq, (seq | 1u) + 1);
+}
+
+/* A login that was asked for has failed, or counts as failed. */
+static void login_failed(struct dbp_keeper *keeper, uint32_t session, const struct dbp_error *error) {
+    uint32_t pool = pool_of(keeper, session);
+    struct dbp_pool *p = &keeper->table->pools[pool];
+    struct kept_pool *kp = &keeper->pools[pool];
+    uint32_t before = keeper->sessions[session].waiters_before;
+
+    publish_error(p, error);
+    add(&p->count.failures);
+    dbp_keeper_vacate(keeper, session);
+    kp->failures++;
+    kp->retry_at_us = dbp_now_us() + dbp_janitor_backoff_us(kp->failures);
+    if (kp->last_logged != error->code) {
+        dbp_keeper_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %s", alias_of(keeper, pool), error->code,
+                       p->error.text);
+        kp->last_logged = error->code;
+    }
+    /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
+     * whoever came after this login was asked for may be met by a better one. */
+    int64_t alive = atomic_load(&p->count.size) - atomic_load(&p->count.state[DBP_OPENING]) -
+                    atomic_load(&p->count.state[DBP_CLOSING]);
+    if (alive <= 0)
+        dbp_handoff_fail(&keeper->share, pool, before);
+    dbp_keeper_tend(keeper, pool);
+}
+
 void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd) {
     struct kept *kept = opening(keeper, msg->session, msg->incarnation);
 
-    if (!kept || msg->facts.greeting_len > DBP_GREETING_MAX || msg->facts.row_len > DBP_FACTS_ROW_MAX) {
+    if (!kept) {
         dbp_keeper_say(keeper, DBP_LOG_WARNING, "the connector delivered a session that nobody asked for");
         close(fd);
+        return;
+    }
+    if (msg->facts.greeting_len > DBP_GREETING_MAX || msg->facts.row_len > DBP_FACTS_ROW_MAX) {
+        close(fd);
+        login_failed(keeper, msg->session,
+                     &(struct dbp_error){.code = 2027, .text = "the connector sent malformed facts"});
         return;
     }
     uint32_t pool = pool_of(keeper, msg->session);
@@ -94,56 +142,14 @@ void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *
     dbp_keeper_tend(keeper, pool);
 }
 
-static void publish_error(struct dbp_pool *pool, const struct dbp_error *error) {
-    uint32_t seq = atomic_load(&pool->error_seq);
-
-    atomic_store(&pool->error_seq, seq | 1u); /* readers: dbp_inspect_error */
-    atomic_thread_fence(memory_order_release);
-    pool->error = *error;
-    pool->error.text[sizeof pool->error.text - 1] = '\0';
-    pool->error.sqlstate[sizeof pool->error.sqlstate - 1] = '\0';
-    atomic_store(&pool->error_seq, (seq | 1u) + 1);
-}
-
 void dbp_keeper_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg) {
-    struct kept *kept = opening(keeper, msg->session, msg->incarnation);
-
-    if (!kept)
-        return;
-    uint32_t pool = pool_of(keeper, msg->session);
-    struct dbp_pool *p = &keeper->table->pools[pool];
-    struct kept_pool *kp = &keeper->pools[pool];
-    uint32_t before = kept->waiters_before;
-    publish_error(p, &msg->error);
-    add(&p->count.failures);
-    dbp_keeper_vacate(keeper, msg->session);
-    kp->failures++;
-    kp->retry_at_us = dbp_now_us() + dbp_janitor_backoff_us(kp->failures);
-    if (kp->last_logged != msg->error.code) {
-        dbp_keeper_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %s", alias_of(keeper, pool),
-                       msg->error.code, p->error.text);
-        kp->last_logged = msg->error.code;
-    }
-    /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
-     * whoever came after this login was asked for may be met by a better one. */
-    int64_t alive = atomic_load(&p->count.size) - atomic_load(&p->count.state[DBP_OPENING]) -
-                    atomic_load(&p->count.state[DBP_CLOSING]);
-    if (alive <= 0)
-        dbp_handoff_fail(&keeper->share, pool, before);
-    dbp_keeper_tend(keeper, pool);
+    if (opening(keeper, msg->session, msg->incarnation))
+        login_failed(keeper, msg->session, &msg->error);
 }
 
-void dbp_keeper_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg) {
-    if (msg->error.code == 0 || msg->session >= DBP_SESSIONS_MAX)
-        return; /* the server's end of file says the rest */
-    struct kept *kept = &keeper->sessions[msg->session];
-    if (!kept->ending || atomic_load(&shared(keeper, msg->session)->incarnation) != msg->incarnation)
-        return;
-    dbp_keeper_say(keeper, DBP_LOG_WARNING, "pool '%s': KILL %u failed: (%u) %.*s",
-                   alias_of(keeper, pool_of(keeper, msg->session)),
-                   atomic_load(&shared(keeper, msg->session)->connection_id), msg->error.code,
-                   (int)sizeof msg->error.text - 1, msg->error.text);
-    kept->kill_sent = false; /* the tick asks again until the session's deadline */
+void dbp_keeper_login_overdue(struct dbp_keeper *keeper, uint32_t session) {
+    /* An answer that comes after all is for an incarnation that nobody waits for, and its fd is closed. */
+    login_failed(keeper, session, &(struct dbp_error){.code = 2013, .text = "the connector did not answer in time"});
 }
 
 /* ---- policy ---- */

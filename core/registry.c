@@ -97,7 +97,8 @@ static bool check(const struct dbp_pool_spec *spec, char *text) {
         size_t end = strings[i].size - 1;
         /* The list ends with an empty string: its last two bytes are zero. */
         if (value[end] != '\0' || (strings[i].kind == LIST && value[end - 1] != '\0')) {
-            snprintf(text, DBP_TEXT_MAX, "%s is too long: at most %zu bytes", strings[i].name, end - 1);
+            snprintf(text, DBP_TEXT_MAX, "%s is too long: at most %zu bytes", strings[i].name,
+                     strings[i].kind == LIST ? end - 1 : end);
             return false;
         }
     }

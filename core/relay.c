@@ -54,6 +54,7 @@ struct dbp_relay {
     int client;
     bool greeted, answered; /* the greeting and the answer were masked and passed */
     bool asked;             /* ended because of end_fd, both flows empty */
+    bool unanswered;        /* the last bytes were the client's */
     struct dbp_relay_session session;
     uint32_t offered;
     struct flow down; /* server to client */
@@ -182,8 +183,7 @@ static bool mask_greeting(struct dbp_relay *r, const struct dbp_packet *p) {
 
     if (p->len > 0 && payload[0] == 0xff) /* no greeting but an ERR, e.g. 1040 or 1130: libmysqlclient reports it */
         return true;
-    if (p->seq != 0 || dbp_greeting_mask(payload, p->len) != 0 ||
-        dbp_greeting_parse(payload, p->len, &greeting) != 0 ||
+    if (p->seq != 0 || dbp_greeting_mask(payload, p->len) != 0 || dbp_greeting_parse(payload, p->len, &greeting) != 0 ||
         dbp_greeting_rebuild(payload, p->len, greeting.capabilities, greeting.status, r->session.greeting,
                              sizeof r->session.greeting, &len) != 0)
         return false;
@@ -219,6 +219,7 @@ static bool receive(struct dbp_relay *r, struct flow *f, int fd) {
     if (n == 0)
         return false;
     f->n += (size_t)n;
+    r->unanswered = f == &r->up;
     if (!f->first)
         return true;
     int rc = dbp_packet_peek(f->bytes, f->n, sizeof f->bytes - DBP_PACKET_HEAD, &p);
@@ -294,8 +295,10 @@ static void *run(void *arg) {
         close(r->door); /* that was the one login */
         r->door = -1;
         pump(r);
-        if (!r->asked) /* libmysqlclient must not wait for an answer that nobody brings */
+        if (!r->asked) { /* neither side must wait for what nobody brings */
             shutdown(r->client, SHUT_RDWR);
+            shutdown(r->server, SHUT_RDWR);
+        }
     } else {
         close(r->door);
         r->door = -1;
@@ -373,9 +376,9 @@ static bool same_address(const struct sockaddr_storage *a, socklen_t a_len, cons
     return a_len == b_len && a_len > sizeof a->ss_family && memcmp(a, b, a_len) == 0;
 }
 
-/* True if client_fd and the accepted socket are the two ends of one connection: the accepted end has the door's address,
- * and over TCP each end has an address of its own. (A unix client has none; there SO_PEERCRED has spoken, and the door
- * took one connection only.) */
+/* True if client_fd and the accepted socket are the two ends of one connection: the accepted end has the door's
+ * address, and over TCP each end has an address of its own. (A unix client has none; there SO_PEERCRED has spoken, and
+ * the door took one connection only.) */
 static bool connected_to_us(const struct dbp_relay *r, int client_fd) {
     struct sockaddr_storage a = {0}, b = {0};
     socklen_t a_len = sizeof a, b_len = sizeof b;
@@ -404,7 +407,7 @@ int dbp_relay_detach(struct dbp_relay *r, int client_fd, struct dbp_relay_sessio
     join(r);
     if (r->client < 0 || !r->answered || !connected_to_us(r, client_fd))
         return DBP_E_INVALID;
-    if (!r->asked || !silent(r->client) || !silent(r->server))
+    if (!r->asked || r->unanswered || !silent(r->client) || !silent(r->server))
         return -EPROTO;
     *sessionp = r->session;
     sessionp->fd = r->server;

@@ -27,7 +27,8 @@ struct dbp_relay_route {
 /* Connects to the server (any thread, blocks until connect_deadline_us; the resolver has limits of its own) and starts
  * the thread. 0; DBP_E_FAILED: *errorp says it as libmysqlclient would (2002, 2003, 2005); DBP_E_CLOSED: stop_fd;
  * -errno. */
-int dbp_relay_start(const struct dbp_relay_route *route, struct dbp_error *errorp, struct dbp_relay **relayp) DBP_MUST_USE;
+int dbp_relay_start(const struct dbp_relay_route *route, struct dbp_error *errorp,
+                    struct dbp_relay **relayp) DBP_MUST_USE;
 
 /* Where libmysqlclient must connect to: the unix socket "@..." (borrowed), or NULL and 127.0.0.1 with this port. */
 const char *dbp_relay_socket(const struct dbp_relay *relay);
@@ -41,9 +42,9 @@ struct dbp_relay_session {
     uint8_t greeting[DBP_GREETING_MAX]; /* ready for dbp_replay_new */
 };
 
-/* Ends the relaying and takes the session; client_fd is libmysqlclient's socket, which must be the one that was relayed.
- * Call it when all replies were read. 0; DBP_E_INVALID: nothing logged in here, or another socket did; -EPROTO: bytes
- * are under way, so the session is in no known state; -errno. */
+/* Ends the relaying and takes the session; client_fd is libmysqlclient's socket, which must be the one that was
+ * relayed. Call it when all replies were read. 0; DBP_E_INVALID: nothing logged in here, or another socket did;
+ * -EPROTO: bytes are under way, so the session is in no known state; -errno. */
 int dbp_relay_detach(struct dbp_relay *relay, int client_fd, struct dbp_relay_session *sessionp) DBP_MUST_USE;
 
 /* NULL. Ends the thread and closes all that was not detached. Call mysql_close() before: the relay still passes on a

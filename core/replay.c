@@ -14,7 +14,7 @@
 #include <string.h>
 #include <strings.h>
 
-#define PACKET_MAX 16384u /* a login with connection attributes is a few hundred bytes, drivers' own statements less */
+#define PACKET_MAX 16384u /* a login with connection attributes is a few hundred bytes */
 #define OUT_MAX 2048u     /* drivers wait for each answer: one greeting or one ERR at a time */
 #define TEXT_MAX 400u
 
@@ -43,11 +43,11 @@ static const struct {
     {DBP_CAP_SSL, "SSL"},
 };
 
-/* Bits by which replies are laid out: what the session does not have is not offered, so that a driver which asks for all
- * it knows gets what fits. A driver without SESSION_TRACK is fine on a session with it: it reads an OK's trailing
+/* Bits by which replies are laid out: what the session does not have is not offered, so that a driver which asks for
+ * all it knows gets what fits. A driver without SESSION_TRACK is fine on a session with it: it reads an OK's trailing
  * bytes as free text (PyMySQL), and without MULTI_RESULTS it only misses what a CALL would send. */
-#define SHAPES                                                                                                         \
-    (DBP_CAP_SESSION_TRACK | DBP_CAP_DEPRECATE_EOF | DBP_CAP_OPTIONAL_METADATA | DBP_CAP_QUERY_ATTRIBUTES |            \
+#define SHAPES                                                                                              \
+    (DBP_CAP_SESSION_TRACK | DBP_CAP_DEPRECATE_EOF | DBP_CAP_OPTIONAL_METADATA | DBP_CAP_QUERY_ATTRIBUTES | \
      DBP_CAP_COMPRESS | DBP_CAP_ZSTD | DBP_CAP_SSL)
 
 enum state {
@@ -60,8 +60,8 @@ enum state {
 
 struct dbp_replay {
     enum state state;
-    uint32_t session; /* the session's capabilities */
-    uint32_t offered; /* the greeting's */
+    uint32_t session;   /* the session's capabilities */
+    uint32_t offered;   /* the greeting's */
     uint32_t collation; /* of the session's login */
     uint16_t status;
     char charset[64];

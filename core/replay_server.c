@@ -78,7 +78,7 @@ int dbp_door_open_unix(char name[DBP_DOOR_NAME_MAX], int *fdp) {
 int dbp_door_open_tcp(uint16_t *portp, int *fdp) {
     struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof addr;
-    int fd, rc = listen_at(AF_INET, (struct sockaddr *)&addr, len, &fd);
+    int fd = -1, rc = listen_at(AF_INET, (struct sockaddr *)&addr, len, &fd);
 
     if (rc != 0)
         return rc;
@@ -123,9 +123,8 @@ static bool from_this_process(int fd) {
 
 int dbp_door_accept(int door, int end_fd, int stop_fd, uint64_t deadline_us, int *fdp) {
     for (;;) {
-        struct pollfd p[3] = {{.fd = door, .events = POLLIN},
-                              {.fd = end_fd, .events = POLLIN},
-                              {.fd = stop_fd, .events = POLLIN}};
+        struct pollfd p[3] = {
+            {.fd = door, .events = POLLIN}, {.fd = end_fd, .events = POLLIN}, {.fd = stop_fd, .events = POLLIN}};
         int n = poll(p, 3, dbp_poll_ms(deadline_us));
 
         if (n < 0 && errno != EINTR)
@@ -153,13 +152,13 @@ int dbp_door_accept(int door, int end_fd, int stop_fd, uint64_t deadline_us, int
 struct dbp_replay_server {
     struct dbp_replay *replay; /* the thread's until it is joined */
     pthread_t thread;
-    int door;
+    int door;   /* as well */
     int end_fd; /* eventfd: stop asks the thread to end */
     uint64_t deadline_us;
 };
 
-/* Sends what the replay has to say. The driver reads each answer before it writes again, and a socket's buffer is larger
- * than all of them: one that would block is not a driver. */
+/* Sends what the replay has to say. The driver reads each answer before it writes again, and a socket's buffer is
+ * larger than all of them: one that would block is not a driver. */
 static bool answer(struct dbp_replay *replay, int fd) {
     uint8_t buf[2048];
     size_t n = dbp_replay_take(replay, buf, sizeof buf);
@@ -191,9 +190,11 @@ static void converse(struct dbp_replay_server *s, int fd) {
 
 static void *serve(void *arg) {
     struct dbp_replay_server *s = arg;
-    int fd;
+    int fd, rc = dbp_door_accept(s->door, s->end_fd, -1, s->deadline_us, &fd);
 
-    if (dbp_door_accept(s->door, s->end_fd, -1, s->deadline_us, &fd) != 0)
+    close(s->door); /* nobody waits in its queue for what does not come */
+    s->door = -1;
+    if (rc != 0)
         return NULL;
     converse(s, fd);
     close(fd);

@@ -7,7 +7,9 @@
 #include <string.h>
 
 #define COM_QUERY 0x03u
+#define STATUS_IN_TRANS 0x0001u
 #define STATUS_AUTOCOMMIT 0x0002u
+#define STATUS_MORE_RESULTS 0x0008u
 
 enum { ROLLBACK, ROLLBACK_SENT, AUTOCOMMIT, AUTOCOMMIT_SENT, DONE, FAILED };
 
@@ -32,7 +34,7 @@ enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset) {
 }
 
 size_t dbp_reset_command(struct dbp_reset *reset, uint8_t *buf) {
-    const char *sql = reset->stage == ROLLBACK ? "ROLLBACK"
+    const char *sql = reset->stage == ROLLBACK ? "ROLLBACK AND NO CHAIN NO RELEASE"
                       : reset->autocommit      ? "SET autocommit=1"
                                                : "SET autocommit=0";
     size_t n = strlen(sql);
@@ -79,7 +81,9 @@ void dbp_reset_feed(struct dbp_reset *reset, const uint8_t *data, size_t n) {
     }
     reset->status = (uint16_t)(ok[at] | ok[at + 1] << 8);
     bool off = ((reset->status & STATUS_AUTOCOMMIT) != 0) != reset->autocommit;
-    if (reset->stage == ROLLBACK_SENT)
+    if (reset->status & (STATUS_IN_TRANS | STATUS_MORE_RESULTS))
+        reset->stage = FAILED;
+    else if (reset->stage == ROLLBACK_SENT)
         reset->stage = off ? AUTOCOMMIT : DONE;
     else
         reset->stage = off ? FAILED : DONE;

@@ -21,8 +21,8 @@ struct dbp_reset {
     uint8_t in[DBP_RESET_PACKET_MAX];
 };
 
-/* Starts: ROLLBACK always (SET autocommit=1 would commit what is open), then SET autocommit if it is off the baseline.
- */
+/* Starts: ROLLBACK always (SET autocommit=1 would commit what is open; NO CHAIN, whatever the session's completion_type
+ * says), then SET autocommit if it is off the baseline. */
 void dbp_reset_init(struct dbp_reset *reset, bool autocommit);
 /* What to do now. */
 enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset);

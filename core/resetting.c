@@ -17,6 +17,7 @@ void dbp_keeper_reset_failed(struct dbp_keeper *keeper, uint32_t session, const 
                    why);
     if (dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_CLOSING, 1, NULL))
         dbp_keeper_begin_end(keeper, session);
+    dbp_keeper_tend(keeper, pool_of(keeper, session)); /* a waiter may have counted on it */
 }
 
 static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {

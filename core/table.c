@@ -114,6 +114,7 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
             uint32_t session = i * 64u + (uint32_t)__builtin_ctzll(bit);
             dbp_word word = atomic_load(&table->sessions[session].word);
             if (dbp_word_state(word) == DBP_IDLE && table->sessions[session].pool == pool &&
+                !atomic_load(&table->sessions[session].unfit) && /* the broker ends it, at the latest in its sweep */
                 dbp_session_move(table, session, word, to, owner, wordp)) {
                 *sessionp = session;
                 return true;

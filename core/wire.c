@@ -13,19 +13,20 @@
 
 static const struct {
     size_t size;
-    int fds; /* exactly so many, but an answer that says no carries none */
+    int fds;  /* exactly so many */
+    bool nay; /* an answer that may say no (result != 0), and then carries none */
 } formats[DBP_WIRE_TYPES] = {
-    [DBP_WIRE_ATTACH] = {sizeof(struct dbp_wire_attach), 1},
-    [DBP_WIRE_ATTACHED] = {sizeof(struct dbp_wire_attached), 0},
-    [DBP_WIRE_REGISTER] = {sizeof(struct dbp_wire_register), 0},
-    [DBP_WIRE_REGISTERED] = {sizeof(struct dbp_wire_registered), 0},
-    [DBP_WIRE_FETCH] = {sizeof(struct dbp_wire_fetch), 0},
-    [DBP_WIRE_SESSION] = {sizeof(struct dbp_wire_session), 1},
-    [DBP_WIRE_OPEN] = {sizeof(struct dbp_wire_open), 0},
-    [DBP_WIRE_OPENED] = {sizeof(struct dbp_wire_opened), 1},
-    [DBP_WIRE_FAILED] = {sizeof(struct dbp_wire_failed), 0},
-    [DBP_WIRE_KILL] = {sizeof(struct dbp_wire_kill), 0},
-    [DBP_WIRE_KILLED] = {sizeof(struct dbp_wire_killed), 0},
+    [DBP_WIRE_ATTACH] = {sizeof(struct dbp_wire_attach), 1, false},
+    [DBP_WIRE_ATTACHED] = {sizeof(struct dbp_wire_attached), 0, true},
+    [DBP_WIRE_REGISTER] = {sizeof(struct dbp_wire_register), 0, false},
+    [DBP_WIRE_REGISTERED] = {sizeof(struct dbp_wire_registered), 0, true},
+    [DBP_WIRE_FETCH] = {sizeof(struct dbp_wire_fetch), 0, false},
+    [DBP_WIRE_SESSION] = {sizeof(struct dbp_wire_session), 1, true},
+    [DBP_WIRE_OPEN] = {sizeof(struct dbp_wire_open), 0, false},
+    [DBP_WIRE_OPENED] = {sizeof(struct dbp_wire_opened), 1, false},
+    [DBP_WIRE_FAILED] = {sizeof(struct dbp_wire_failed), 0, false},
+    [DBP_WIRE_KILL] = {sizeof(struct dbp_wire_kill), 0, false},
+    [DBP_WIRE_KILLED] = {sizeof(struct dbp_wire_killed), 0, false},
 };
 
 void dbp_wire_head_init(struct dbp_wire_head *head, enum dbp_wire_type type, uint32_t serial) {
@@ -71,7 +72,9 @@ static bool understood(const union dbp_wire_any *msg, size_t n, int n_fds) {
         return false;
     if (msg->head.type == 0 || msg->head.type >= DBP_WIRE_TYPES || n != formats[msg->head.type].size)
         return false;
-    return n_fds == (msg->head.result == 0 ? formats[msg->head.type].fds : 0);
+    if (msg->head.result != 0)
+        return formats[msg->head.type].nay && n_fds == 0;
+    return n_fds == formats[msg->head.type].fds;
 }
 
 int dbp_wire_recv(int sock, union dbp_wire_any *msg, int *fdp, int32_t *pidp) {
