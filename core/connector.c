@@ -1,21 +1,18 @@
 /* SPDX-License-Identifier: MIT
  * The connector: see connector.h. One thread reads the channel and queues jobs, THREADS threads do them with plain
- * blocking calls of libmysqlclient (MariaDB Connector/C), and whoever is done answers.
+ * blocking calls (login.c), and whoever is done answers.
  *
- * Every login goes through a relay of its own (relay.h), a KILL's too, so that both reach the server in the same way.
  * All waits end: connecting, reading and writing by the pool's connect timeout, the whole job by the relay's deadline,
  * and all of them at once by stop_fd when the broker is gone.
  */
 #include "connector.h"
 
 #include "attach.h"
-#include "handshake.h"
-#include "relay.h"
+#include "login.h"
 
 #include <errmsg.h>
 #include <errno.h>
 #include <mysql.h>
-#include <mysqld_error.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -33,7 +30,6 @@
 #define KILLS_OF_ALIAS 1u
 #define JOBS_MAX (4u * DBP_SESSIONS_MAX) /* the broker has one OPEN or KILL per session: more is no broker of ours */
 #define SEND_PATIENCE_US 5000000u        /* a broker that reads nothing for so long is not coming back */
-#define STATEMENTS_GRACE_US 30000000u    /* for init_sql and facts_sql after the login: they are few and short */
 
 struct job {
     struct job *next;
@@ -77,250 +73,7 @@ static void stop(struct connector *c, int rc) {
     pthread_mutex_unlock(&c->lock);
 }
 
-/* ---- talking to a server ---- */
-
-static void set_error(struct dbp_error *errorp, uint32_t code, const char *sqlstate, const char *text) {
-    memset(errorp, 0, sizeof *errorp);
-    errorp->code = code;
-    snprintf(errorp->sqlstate, sizeof errorp->sqlstate, "%s", sqlstate);
-    snprintf(errorp->text, sizeof errorp->text, "%s", text);
-}
-
-static bool take_error(MYSQL *mysql, struct dbp_error *errorp) {
-    uint32_t code = mysql_errno(mysql);
-
-    const char *state = mysql_sqlstate(mysql);
-
-    /* The library leaves 00000, success, beside some errors of its own. */
-    set_error(errorp, code ? code : CR_UNKNOWN_ERROR, strcmp(state, "00000") == 0 ? "HY000" : state,
-              mysql_error(mysql));
-    return false;
-}
-
-/* A server may ask any client that has LOCAL_FILES for any file: sessions may have it, this process never answers. */
-static int refuse_file_init(void **data, const char *name, void *arg) {
-    (void)name;
-    (void)arg;
-    *data = NULL;
-    return 1;
-}
-
-static int refuse_file_read(void *data, char *buf, unsigned int n) {
-    (void)data;
-    (void)buf;
-    (void)n;
-    return -1;
-}
-
-static void refuse_file_end(void *data) {
-    (void)data;
-}
-
-static int refuse_file_error(void *data, char *text, unsigned int n) {
-    (void)data;
-    snprintf(text, n, "dbpool: LOAD DATA LOCAL is not for init statements");
-    return CR_UNKNOWN_ERROR;
-}
-
-static bool set_options(MYSQL *mysql, const struct dbp_pool_spec *spec, bool tcp) {
-    unsigned int timeout = spec->connect_timeout_s, protocol = tcp ? MYSQL_PROTOCOL_TCP : MYSQL_PROTOCOL_SOCKET;
-    unsigned int local_infile = (spec->client_flags & DBP_CAP_LOCAL_FILES) != 0;
-    my_bool off = 0;
-
-    /* No MYSQL_READ_DEFAULT_*: nothing of a session comes from files that the workers do not know. */
-    return mysql_options(mysql, MYSQL_OPT_CONNECT_TIMEOUT, &timeout) == 0 &&
-           mysql_options(mysql, MYSQL_OPT_READ_TIMEOUT, &timeout) == 0 &&
-           mysql_options(mysql, MYSQL_OPT_WRITE_TIMEOUT, &timeout) == 0 &&
-           mysql_options(mysql, MYSQL_OPT_PROTOCOL, &protocol) == 0 &&
-           mysql_options(mysql, MYSQL_OPT_RECONNECT, &off) == 0 &&
-           /* The relay offers no TLS; newer libraries insist on it unless told otherwise. */
-           mysql_options(mysql, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, &off) == 0 &&
-           mysql_options(mysql, MYSQL_OPT_LOCAL_INFILE, &local_infile) == 0 &&
-           (!spec->charset[0] || mysql_options(mysql, MYSQL_SET_CHARSET_NAME, spec->charset) == 0) &&
-           mysql_optionsv(mysql, MYSQL_OPT_CONNECT_ATTR_ADD, "program_name", "dbpool") == 0;
-}
-
-/* Runs a statement and reads all its results, so that the status word is that of the last one. row (may be NULL) sees
- * each row of the first result until it answers false. */
-static bool run(MYSQL *mysql, const char *sql, bool (*row)(void *arg, MYSQL_RES *res, MYSQL_ROW values), void *arg,
-                struct dbp_error *errorp) {
-    int more;
-
-    if (mysql_real_query(mysql, sql, strlen(sql)) != 0)
-        return take_error(mysql, errorp);
-    do {
-        MYSQL_RES *res = mysql_use_result(mysql);
-        MYSQL_ROW values;
-        while (res && (values = mysql_fetch_row(res)))
-            if (row && !row(arg, res, values))
-                row = NULL;
-        row = NULL;
-        if (res)
-            mysql_free_result(res);
-        if (mysql_errno(mysql) != 0)
-            return take_error(mysql, errorp);
-    } while ((more = mysql_next_result(mysql)) == 0);
-    return more < 0 || take_error(mysql, errorp);
-}
-
-/* As run, but a server that does not know the variable is fine: it reports less, that is all. */
-static bool run_if_known(MYSQL *mysql, const char *sql, struct dbp_error *errorp) {
-    return run(mysql, sql, NULL, NULL, errorp) || errorp->code == ER_UNKNOWN_SYSTEM_VARIABLE;
-}
-
-/* Puts a session on its pool's baseline: no transaction, autocommit as configured. */
-static bool settle(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_error *errorp) {
-    if ((mysql->server_status & DBP_STATUS_IN_TRANS) && !run(mysql, "COMMIT", NULL, NULL, errorp))
-        return false;
-    if (((mysql->server_status & DBP_STATUS_AUTOCOMMIT) != 0) == (spec->autocommit != 0))
-        return true;
-    return run(mysql, spec->autocommit ? "SET autocommit=1" : "SET autocommit=0", NULL, NULL, errorp);
-}
-
-struct facts_row {
-    struct dbp_session_facts *facts;
-    bool too_long;
-};
-
-static bool keep_row(void *arg, MYSQL_RES *res, MYSQL_ROW values) {
-    struct facts_row *keep = arg;
-    struct dbp_session_facts *facts = keep->facts;
-    const unsigned long *lengths = mysql_fetch_lengths(res);
-    unsigned int columns = mysql_num_fields(res);
-
-    for (unsigned int i = 0; i < columns; i++) {
-        size_t len = values[i] ? lengths[i] : 0;
-        uint16_t head = values[i] ? (uint16_t)len : 0xffffu;
-        if (len + sizeof head > sizeof facts->row - facts->row_len) {
-            keep->too_long = true;
-            return false;
-        }
-        memcpy(facts->row + facts->row_len, &head, sizeof head);
-        if (len > 0)
-            memcpy(facts->row + facts->row_len + sizeof head, values[i], len);
-        facts->row_len += (uint32_t)(sizeof head + len);
-    }
-    facts->row_columns = columns;
-    return false; /* the first row only */
-}
-
-/* All that a new session needs before anyone has it. */
-static bool prepare(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
-                    struct dbp_error *errorp) {
-    struct facts_row keep = {.facts = facts};
-
-    /* State changes are reported by one bit; variables by name would only lengthen replies. */
-    if (!run_if_known(mysql, "SET SESSION session_track_state_change=ON", errorp) ||
-        !run_if_known(mysql, "SET SESSION session_track_system_variables=''", errorp) || !settle(mysql, spec, errorp))
-        return false;
-    for (const char *sql = spec->init_sql; sql < spec->init_sql + sizeof spec->init_sql && *sql; sql += strlen(sql) + 1)
-        if (!run(mysql, sql, NULL, NULL, errorp))
-            return false;
-    if (spec->facts_sql[0] && !run(mysql, spec->facts_sql, keep_row, &keep, errorp))
-        return false;
-    if (keep.too_long) {
-        set_error(errorp, CR_UNKNOWN_ERROR, "HY000", "dbpool: the row of facts_sql is longer than a session can carry");
-        return false;
-    }
-    return settle(mysql, spec, errorp);
-}
-
 /* ---- jobs ---- */
-
-/* A login in progress; both members go together, the library's handle first. */
-struct login {
-    MYSQL *mysql;
-    struct dbp_relay *relay;
-};
-
-static void logout(struct login *l) {
-    if (l->mysql) {
-        if (l->mysql->passwd)
-            explicit_bzero(l->mysql->passwd, strlen(l->mysql->passwd)); /* the library frees it as it is */
-        mysql_close(l->mysql);
-    }
-    dbp_relay_free(l->relay);
-    *l = (struct login){NULL, NULL};
-}
-
-/* db: NULL for a KILL, which must work after the database was dropped. */
-static bool login(const struct connector *c, const struct dbp_pool_spec *spec, const char *db, struct login *l,
-                  struct dbp_error *errorp) {
-    uint64_t now = dbp_now_us(), timeout_us = (uint64_t)spec->connect_timeout_s * 1000000u;
-    struct dbp_relay_route route = {.host = spec->host,
-                                    .port = spec->port,
-                                    .unix_socket = spec->unix_socket,
-                                    .connect_deadline_us = now + timeout_us,
-                                    .deadline_us = now + 2 * timeout_us + STATEMENTS_GRACE_US,
-                                    .stop_fd = c->stop_fd};
-    char text[DBP_TEXT_MAX];
-
-    int rc = dbp_relay_start(&route, errorp, &l->relay);
-    if (rc == DBP_E_FAILED)
-        return false;
-    if (rc != 0) {
-        snprintf(text, sizeof text, "dbpool: the connector cannot log in: %s",
-                 rc < 0 ? strerrordesc_np(-rc) : "it is being stopped");
-        set_error(errorp, CR_UNKNOWN_ERROR, "HY000", text);
-        return false;
-    }
-    const char *path = dbp_relay_socket(l->relay);
-    if (!(l->mysql = mysql_init(NULL)) || !set_options(l->mysql, spec, path == NULL)) {
-        set_error(errorp, CR_OUT_OF_MEMORY, "HY000", "dbpool: the connector has no memory for a login");
-        return false;
-    }
-    mysql_set_local_infile_handler(l->mysql, refuse_file_init, refuse_file_read, refuse_file_end, refuse_file_error,
-                                   NULL);
-    if (!mysql_real_connect(l->mysql, path ? NULL : "127.0.0.1", spec->user, spec->password, db,
-                            dbp_relay_port(l->relay), path, spec->client_flags))
-        return take_error(l->mysql, errorp);
-    return true;
-}
-
-static bool kill_session(const struct connector *c, const struct dbp_pool_spec *spec, uint32_t connection_id,
-                         struct dbp_error *errorp) {
-    struct login l = {NULL, NULL};
-    char sql[64];
-
-    snprintf(sql, sizeof sql, "KILL CONNECTION %u", connection_id);
-    bool done = login(c, spec, NULL, &l, errorp);
-    if (done)
-        done = run(l.mysql, sql, NULL, NULL, errorp) || errorp->code == ER_NO_SUCH_THREAD;
-    logout(&l);
-    return done;
-}
-
-static bool open_session(const struct connector *c, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
-                         int *fdp, struct dbp_error *errorp) {
-    struct dbp_relay_session session;
-    struct login l = {NULL, NULL};
-
-    memset(facts, 0, sizeof *facts);
-    bool done =
-        login(c, spec, spec->database[0] ? spec->database : NULL, &l, errorp) && prepare(l.mysql, spec, facts, errorp);
-    if (done && dbp_relay_detach(l.relay, mysql_get_socket(l.mysql), &session) != 0) {
-        set_error(errorp, CR_UNKNOWN_ERROR, "HY000",
-                  "dbpool: the session was lost between its login and its first use");
-        done = false;
-    }
-    if (done) {
-        facts->connection_id = (uint32_t)mysql_thread_id(l.mysql);
-        facts->capabilities = session.capabilities;
-        facts->charset = session.charset;
-        facts->status = l.mysql->server_status & DBP_STATUS_LASTING;
-        facts->greeting_len = session.greeting_len;
-        memcpy(facts->greeting, session.greeting, session.greeting_len);
-        *fdp = session.fd;
-    }
-    uint32_t lost = !done && l.mysql && errorp->code == CR_SERVER_LOST ? (uint32_t)mysql_thread_id(l.mysql) : 0;
-    logout(&l);
-    /* A statement that took too long goes on at the server, in a session that nobody counts any more (I3). */
-    if (lost != 0) {
-        struct dbp_error ignored;
-        (void)kill_session(c, spec, lost, &ignored);
-    }
-    return done;
-}
 
 /* Sends an answer; the broker's end of the channel may be full for a moment. */
 static void answer(struct connector *c, const union dbp_wire_any *msg, int fd) {
@@ -363,7 +116,7 @@ static void do_job(struct connector *c, const struct job *job) {
     int fd = -1;
 
     if (job->msg.head.type == DBP_WIRE_KILL) {
-        if (kill_session(c, spec, job->msg.kill.connection_id, &error))
+        if (dbp_login_kill(spec, c->stop_fd, job->msg.kill.connection_id, &error))
             error = (struct dbp_error){0}; /* 1094 is a success: it was gone already */
         answer_failed(c, &job->msg, &error);
         return;
@@ -372,7 +125,7 @@ static void do_job(struct connector *c, const struct job *job) {
     dbp_wire_head_init(&reply.head, DBP_WIRE_OPENED, job->msg.head.serial);
     reply.opened.session = job->msg.open.session;
     reply.opened.incarnation = job->msg.open.incarnation;
-    if (!open_session(c, spec, &reply.opened.facts, &fd, &error)) {
+    if (!dbp_login_open(spec, c->stop_fd, &reply.opened.facts, &fd, &error)) {
         answer_failed(c, &job->msg, &error);
         return;
     }
@@ -459,9 +212,9 @@ static void enqueue(struct connector *c, const union dbp_wire_any *msg) {
     bool queued = false;
 
     if (!spec_is_sane(msg->head.type == DBP_WIRE_OPEN ? &msg->open.spec : &msg->kill.spec))
-        set_error(&error, CR_UNKNOWN_ERROR, "HY000", "dbpool: the pool's specification is damaged");
+        dbp_login_error(&error, CR_UNKNOWN_ERROR, "HY000", "dbpool: the pool's specification is damaged");
     else if (!(job = malloc(sizeof *job)))
-        set_error(&error, CR_OUT_OF_MEMORY, "HY000", "dbpool: the connector has no memory for a job");
+        dbp_login_error(&error, CR_OUT_OF_MEMORY, "HY000", "dbpool: the connector has no memory for a job");
     else {
         job->msg = *msg;
         job->next = NULL;
@@ -477,7 +230,7 @@ static void enqueue(struct connector *c, const union dbp_wire_any *msg) {
         if (queued)
             return;
         job_free(job);
-        set_error(&error, CR_UNKNOWN_ERROR, "HY000", "dbpool: the connector has too many jobs waiting");
+        dbp_login_error(&error, CR_UNKNOWN_ERROR, "HY000", "dbpool: the connector has too many jobs waiting");
     }
     answer_failed(c, msg, &error);
 }
