@@ -3,7 +3,9 @@
  */
 #include "broker.h"
 
+#include "ending.h"
 #include "keeper.h"
+#include "opening.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -231,19 +233,19 @@ static void on_fetch(struct dbp_broker *broker, uint32_t slot, const union dbp_w
 
 static void on_opened(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
     (void)slot;
-    dbp_keeper_opened(broker->keeper, &msg->opened, fd);
+    dbp_opening_delivered(broker->keeper, &msg->opened, fd);
 }
 
 static void on_failed(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
     (void)slot;
     (void)fd;
-    dbp_keeper_failed(broker->keeper, &msg->failed);
+    dbp_opening_failed(broker->keeper, &msg->failed);
 }
 
 static void on_killed(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
     (void)slot;
     (void)fd;
-    dbp_keeper_killed(broker->keeper, &msg->killed);
+    dbp_ending_killed(broker->keeper, &msg->killed);
 }
 
 static const struct {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * Ending sessions: politely where the wire is idle, by KILL where it is not, counted against the cap until the server
- * has hung up. See keeper_private.h.
+ * has hung up. See ending.h.
  */
-#include "keeper_private.h"
+#include "ending.h"
 
 #include "janitor.h"
 
@@ -14,13 +14,13 @@
 
 #define DRAIN_BYTES 65536u /* read away per event */
 
-void dbp_keeper_vacate(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_ending_vacate(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     uint32_t pool = pool_of(keeper, session);
 
     if (keeper->fds[session] >= 0) {
-        dbp_keeper_watch(keeper, session, 0);
-        dbp_keeper_set_fd(keeper, session, -1);
+        dbp_kept_watch(keeper, session, 0);
+        dbp_kept_set_fd(keeper, session, -1);
     }
     kept->ending = kept->resetting = kept->wants_kill = kept->kill_sent = kept->opening_sent = kept->server_gone =
         false;
@@ -32,15 +32,15 @@ void dbp_keeper_vacate(struct dbp_keeper *keeper, uint32_t session) {
         abort(); /* OPENING and CLOSING are the broker's alone */
 }
 
-void dbp_keeper_ended(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_ending_done(struct dbp_keeper *keeper, uint32_t session) {
     uint32_t pool = pool_of(keeper, session);
 
     add(&keeper->table->pools[pool].count.closed);
-    dbp_keeper_vacate(keeper, session);
-    dbp_keeper_tend(keeper, pool);
+    dbp_ending_vacate(keeper, session);
+    dbp_kept_look_again(keeper, pool);
 }
 
-void dbp_keeper_ask_kill(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_ending_ask_kill(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
     union dbp_wire_any msg;
@@ -59,12 +59,12 @@ void dbp_keeper_ask_kill(struct dbp_keeper *keeper, uint32_t session) {
         add(&keeper->table->pools[pool_of(keeper, session)].count.kills);
 }
 
-void dbp_keeper_begin_end(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     static const uint8_t quit[5] = {1, 0, 0, 0, 1}; /* COM_QUIT */
 
     if (kept->server_gone) {
-        dbp_keeper_ended(keeper, session);
+        dbp_ending_done(keeper, session);
         return;
     }
     kept->resetting = false;
@@ -78,20 +78,20 @@ void dbp_keeper_begin_end(struct dbp_keeper *keeper, uint32_t session) {
     /* Whoever still has a copy of the fd can write no more. It does not wake a server that is busy with a query: that
      * takes a KILL. */
     shutdown(keeper->fds[session], SHUT_WR);
-    dbp_keeper_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
+    dbp_kept_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
     if (kept->wants_kill)
-        dbp_keeper_ask_kill(keeper, session);
+        dbp_ending_ask_kill(keeper, session);
 }
 
-void dbp_keeper_end_unfit(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_ending_unfit(struct dbp_keeper *keeper, uint32_t session) {
     atomic_store(&shared(keeper, session)->unfit, 1);
     dbp_word word = word_of(keeper, session);
     if ((dbp_word_state(word) == DBP_IDLE || dbp_word_state(word) == DBP_RESETTING) &&
         dbp_session_move(keeper->table, session, word, DBP_CLOSING, dbp_word_state(word) == DBP_RESETTING, NULL))
-        dbp_keeper_begin_end(keeper, session);
+        dbp_ending_begin(keeper, session);
 }
 
-bool dbp_keeper_drained(int fd) {
+bool dbp_ending_drained(int fd) {
     static uint8_t scratch[4096];
 
     for (size_t n = 0; n < DRAIN_BYTES; n += sizeof scratch) {
@@ -104,17 +104,17 @@ bool dbp_keeper_drained(int fd) {
     return false;
 }
 
-void dbp_keeper_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg) {
+void dbp_ending_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg) {
     if (msg->error.code == 0 || msg->session >= DBP_SESSIONS_MAX)
         return; /* the server's end of file says the rest */
     struct kept *kept = &keeper->sessions[msg->session];
     if (!kept->ending || atomic_load(&shared(keeper, msg->session)->incarnation) != msg->incarnation)
         return;
     if (kept->kills_failed++ == 0)
-        dbp_keeper_say(keeper, DBP_LOG_WARNING, "pool '%s': KILL %u failed: (%u) %.*s",
-                       alias_of(keeper, pool_of(keeper, msg->session)),
-                       atomic_load(&shared(keeper, msg->session)->connection_id), msg->error.code,
-                       (int)sizeof msg->error.text - 1, msg->error.text);
+        dbp_kept_say(keeper, DBP_LOG_WARNING, "pool '%s': KILL %u failed: (%u) %.*s",
+                     alias_of(keeper, pool_of(keeper, msg->session)),
+                     atomic_load(&shared(keeper, msg->session)->connection_id), msg->error.code,
+                     (int)sizeof msg->error.text - 1, msg->error.text);
     kept->kill_sent = false; /* the tick asks again, until the session's deadline */
     kept->kill_again_us = dbp_now_us() + dbp_janitor_backoff_us(kept->kills_failed);
 }

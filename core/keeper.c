@@ -2,12 +2,14 @@
  * The broker's side of the sessions: see keeper.h. Here: time, events, and the deaths of processes; what is done to a
  * session is in opening.c, ending.c and resetting.c.
  */
-#include "keeper_private.h"
+#include "keeper.h"
 
+#include "ending.h"
 #include "handoff.h"
+#include "opening.h"
+#include "resetting.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,33 +19,6 @@
 
 #define TICK_US 1000000u /* sweep and ages: bounds how long a stopped process's half-done work can stay */
 
-void dbp_keeper_say(const struct dbp_keeper *keeper, enum dbp_log_level level, const char *format, ...) {
-    char text[DBP_TEXT_MAX + 128];
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    keeper->ops.log(level, text);
-}
-
-void dbp_keeper_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events) {
-    struct kept *kept = &keeper->sessions[session];
-
-    if (events == 0 && !kept->watched)
-        return;
-    int rc = keeper->ops.watch(keeper->ops.arg, session, keeper->fds[session], events, !kept->watched);
-    if (rc != 0)
-        dbp_keeper_say(keeper, DBP_LOG_ERROR, "cannot watch session %u: %s", session, strerror(-rc));
-    kept->watched = events != 0 && rc == 0;
-}
-
-void dbp_keeper_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd) {
-    if (keeper->fds[session] >= 0)
-        close(keeper->fds[session]);
-    keeper->fds[session] = fd;
-}
-
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct kept *kept = &keeper->sessions[i];
@@ -51,13 +26,13 @@ void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
         if (state == DBP_EMPTY || pool_of(keeper, i) != pool)
             continue;
         if (state == DBP_CLOSING && !kept->ending)
-            dbp_keeper_begin_end(keeper, i);
+            dbp_ending_begin(keeper, i);
         else if (state == DBP_RESETTING && !kept->resetting)
-            dbp_keeper_begin_reset(keeper, i);
+            dbp_resetting_begin(keeper, i);
         else if (state == DBP_IDLE && atomic_load(&shared(keeper, i)->unfit))
-            dbp_keeper_end_unfit(keeper, i);
+            dbp_ending_unfit(keeper, i);
     }
-    dbp_keeper_tend(keeper, pool);
+    dbp_opening_tend(keeper, pool);
 }
 
 /* ---- time ---- */
@@ -68,7 +43,7 @@ static void check_age(struct dbp_keeper *keeper, uint32_t session, const struct 
         return;
     uint64_t end = atomic_load(&shared(keeper, session)->opened_us) + (uint64_t)spec->recycle_s * 1000000u;
     if (end <= now)
-        dbp_keeper_end_unfit(keeper, session);
+        dbp_ending_unfit(keeper, session);
     else if (end < *nextp)
         *nextp = end;
 }
@@ -78,21 +53,21 @@ static void check_deadline(struct dbp_keeper *keeper, uint32_t session, uint64_t
 
     if (kept->deadline_us > now) {
         if (kept->ending && kept->wants_kill && !kept->kill_sent && kept->kill_again_us <= now)
-            dbp_keeper_ask_kill(keeper, session);
+            dbp_ending_ask_kill(keeper, session);
         if (kept->ending && kept->kill_again_us > now && kept->kill_again_us < *nextp)
             *nextp = kept->kill_again_us;
         if (kept->deadline_us < *nextp)
             *nextp = kept->deadline_us;
     } else if (kept->opening_sent) {
-        dbp_keeper_login_overdue(keeper, session);
+        dbp_opening_overdue(keeper, session);
     } else if (kept->ending) {
-        dbp_keeper_say(keeper, DBP_LOG_WARNING,
-                       "pool '%s': the server did not hang up session %u within %u s; its place is reused",
-                       alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id),
-                       DBP_END_MOST_US / 1000000u);
-        dbp_keeper_ended(keeper, session);
+        dbp_kept_say(keeper, DBP_LOG_WARNING,
+                     "pool '%s': the server did not hang up session %u within %u s; its place is reused",
+                     alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id),
+                     DBP_END_MOST_US / 1000000u);
+        dbp_ending_done(keeper, session);
     } else if (kept->resetting) {
-        dbp_keeper_reset_failed(keeper, session, "no answer in time");
+        dbp_resetting_failed(keeper, session, "no answer in time");
     }
 }
 
@@ -119,10 +94,12 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
             dbp_handoff_sweep(&keeper->share, pool);
             dbp_table_recount(keeper->table, pool);
             dbp_keeper_attend(keeper, pool);
-        } else if (kp->wake_at_us && kp->wake_at_us <= now) {
-            dbp_keeper_tend(keeper, pool);
+        } else if (kp->look_again || (kp->wake_at_us && kp->wake_at_us <= now)) {
+            dbp_opening_tend(keeper, pool);
         }
-        if (kp->wake_at_us && kp->wake_at_us < next)
+        if (kp->look_again) /* it ended one that was gone already: there is room for another */
+            next = now;
+        else if (kp->wake_at_us && kp->wake_at_us < next)
             next = kp->wake_at_us;
     }
     return next;
@@ -134,19 +111,19 @@ void dbp_keeper_event(struct dbp_keeper *keeper, uint32_t session, uint32_t even
     if (keeper->fds[session] < 0)
         return;
     if (kept->resetting && (events & EPOLLIN)) {
-        dbp_keeper_reset_answer(keeper, session);
+        dbp_resetting_answer(keeper, session);
         return;
     }
     if (kept->ending) {
-        if (dbp_keeper_drained(keeper->fds[session]))
-            dbp_keeper_ended(keeper, session);
+        if (dbp_ending_drained(keeper->fds[session]))
+            dbp_ending_done(keeper, session);
         return;
     }
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
         /* Level-triggered and for good: left armed it would fire for ever. */
-        dbp_keeper_watch(keeper, session, 0);
+        dbp_kept_watch(keeper, session, 0);
         kept->server_gone = true;
-        dbp_keeper_end_unfit(keeper, session);
+        dbp_ending_unfit(keeper, session);
     }
 }
 
@@ -157,7 +134,7 @@ void dbp_keeper_connector_lost(struct dbp_keeper *keeper) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         keeper->sessions[i].kill_sent = false;
         if (keeper->sessions[i].opening_sent)
-            dbp_keeper_vacate(keeper, i);
+            dbp_ending_vacate(keeper, i);
     }
 }
 
@@ -165,9 +142,9 @@ void dbp_keeper_connector_ready(struct dbp_keeper *keeper) {
     keeper->connector = true;
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++)
         if (keeper->sessions[i].ending && keeper->sessions[i].wants_kill)
-            dbp_keeper_ask_kill(keeper, i);
+            dbp_ending_ask_kill(keeper, i);
     for (uint32_t pool = 0; dbp_registry_spec(keeper->registry, pool); pool++)
-        dbp_keeper_tend(keeper, pool);
+        dbp_opening_tend(keeper, pool);
 }
 
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
@@ -180,7 +157,7 @@ void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
         dbp_word word = word_of(keeper, i);
         if (dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) == slot &&
             dbp_session_move(keeper->table, i, word, DBP_CLOSING, 1, NULL))
-            dbp_keeper_begin_end(keeper, i);
+            dbp_ending_begin(keeper, i);
     }
     for (uint32_t pool = 0; pool < n_pools; pool++) {
         dbp_handoff_sweep(&keeper->share, pool);
@@ -234,7 +211,7 @@ struct dbp_keeper *dbp_keeper_free(struct dbp_keeper *keeper) {
             continue;
         if (dbp_word_state(word_of(keeper, i)) == DBP_IDLE &&
             send(keeper->fds[i], quit, sizeof quit, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-            dbp_keeper_say(keeper, DBP_LOG_INFO, "session %u was gone already", i);
+            dbp_kept_say(keeper, DBP_LOG_INFO, "session %u was gone already", i);
         shutdown(keeper->fds[i], SHUT_WR);
         close(keeper->fds[i]);
     }

@@ -6,21 +6,7 @@
 #ifndef DBPOOL_KEEPER_H
 #define DBPOOL_KEEPER_H
 
-#include "registry.h"
-#include "wire.h"
-
-struct dbp_keeper;
-
-/* How the keeper reaches the outside. All are called on the broker's thread. */
-struct dbp_keeper_ops {
-    dbp_log_fn log;
-    /* Gives a request to the connector: 0, or anything else when there is none or its channel is full: tried again
-     * later. */
-    int (*to_connector)(void *arg, const union dbp_wire_any *msg);
-    /* Watches (events != 0) or stops watching (0) the fd of a session in the broker's epoll. */
-    int (*watch)(void *arg, uint32_t session, int fd, uint32_t events, bool first);
-    void *arg;
-};
+#include "kept.h"
 
 /* registry is borrowed. 0 or -errno. */
 int dbp_keeper_new(const struct dbp_share *share, struct dbp_registry *registry, const struct dbp_keeper_ops *ops,
@@ -35,10 +21,6 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper);
 /* The fd of a session has events (EPOLL*). */
 void dbp_keeper_event(struct dbp_keeper *keeper, uint32_t session, uint32_t events);
 
-/* Answers of the connector. opened consumes fd. */
-void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd);
-void dbp_keeper_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg);
-void dbp_keeper_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg);
 /* The connector died: its logins are void. / A new one is there: ask it again. */
 void dbp_keeper_connector_lost(struct dbp_keeper *keeper);
 void dbp_keeper_connector_ready(struct dbp_keeper *keeper);

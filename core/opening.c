@@ -4,8 +4,9 @@
  * The cap is kept here and by nobody else: only the keeper takes a slot out of EMPTY and puts one back, and it counts
  * its own (pools[].total), not the shared counters.
  */
-#include "keeper_private.h"
+#include "opening.h"
 
+#include "ending.h"
 #include "handoff.h"
 #include "janitor.h"
 
@@ -14,9 +15,10 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#define LOGIN_GRACE_US 60000000u /* the connector bounds each login by itself; later than this it hangs or is stopped \
-                                  */
-#define RESEND_US 20000u         /* the connector's channel was full: look again after this */
+#define LOGIN_GRACE_US                                                                                        \
+    60000000u            /* the connector bounds each login by itself; later than this it hangs or is stopped \
+                          */
+#define RESEND_US 20000u /* the connector's channel was full: look again after this */
 
 static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
@@ -58,7 +60,7 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
     int rc = keeper->ops.to_connector(keeper->ops.arg, &msg);
     explicit_bzero(&msg, sizeof msg);
     if (rc != 0) {
-        dbp_keeper_vacate(keeper, session);
+        dbp_ending_vacate(keeper, session);
         keeper->pools[pool].wake_at_us = dbp_now_us() + RESEND_US;
     }
     return rc == 0;
@@ -92,12 +94,12 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
 
     publish_error(p, error);
     add(&p->count.failures);
-    dbp_keeper_vacate(keeper, session);
+    dbp_ending_vacate(keeper, session);
     kp->failures++;
     kp->retry_at_us = dbp_now_us() + dbp_janitor_backoff_us(kp->failures);
     if (kp->last_logged != error->code) {
-        dbp_keeper_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %s", alias_of(keeper, pool), error->code,
-                       p->error.text);
+        dbp_kept_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %s", alias_of(keeper, pool), error->code,
+                     p->error.text);
         kp->last_logged = error->code;
     }
     /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
@@ -106,14 +108,14 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
                     atomic_load(&p->count.state[DBP_CLOSING]);
     if (alive <= 0)
         dbp_handoff_fail(&keeper->share, pool, before);
-    dbp_keeper_tend(keeper, pool);
+    dbp_opening_tend(keeper, pool);
 }
 
-void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd) {
+void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd) {
     struct kept *kept = opening(keeper, msg->session, msg->incarnation);
 
     if (!kept) {
-        dbp_keeper_say(keeper, DBP_LOG_WARNING, "the connector delivered a session that nobody asked for");
+        dbp_kept_say(keeper, DBP_LOG_WARNING, "the connector delivered a session that nobody asked for");
         close(fd);
         return;
     }
@@ -124,30 +126,30 @@ void dbp_keeper_opened(struct dbp_keeper *keeper, const struct dbp_wire_opened *
         return;
     }
     uint32_t pool = pool_of(keeper, msg->session);
-    dbp_keeper_set_fd(keeper, msg->session, fd);
+    dbp_kept_set_fd(keeper, msg->session, fd);
     kept->facts = msg->facts;
     kept->opening_sent = false;
     atomic_store(&shared(keeper, msg->session)->connection_id, msg->facts.connection_id);
     atomic_store(&shared(keeper, msg->session)->status, msg->facts.status & DBP_STATUS_KEPT);
     atomic_store(&shared(keeper, msg->session)->opened_us, dbp_now_us());
-    dbp_keeper_watch(keeper, msg->session, EPOLLRDHUP);
+    dbp_kept_watch(keeper, msg->session, EPOLLRDHUP);
     add(&keeper->table->pools[pool].count.opened);
     if (keeper->pools[pool].failures > 0)
-        dbp_keeper_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
+        dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
     keeper->pools[pool].failures = 0;
     keeper->pools[pool].last_logged = 0;
     if (!dbp_idle_put(keeper->table, msg->session, word_of(keeper, msg->session)))
         abort(); /* OPENING is the broker's alone */
     dbp_handoff_match(&keeper->share, pool);
-    dbp_keeper_tend(keeper, pool);
+    dbp_opening_tend(keeper, pool);
 }
 
-void dbp_keeper_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg) {
+void dbp_opening_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg) {
     if (opening(keeper, msg->session, msg->incarnation))
         login_failed(keeper, msg->session, &msg->error);
 }
 
-void dbp_keeper_login_overdue(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_opening_overdue(struct dbp_keeper *keeper, uint32_t session) {
     /* An answer that comes after all is for an incarnation that nobody waits for, and its fd is closed. */
     login_failed(keeper, session, &(struct dbp_error){.code = 2013, .text = "the connector did not answer in time"});
 }
@@ -189,17 +191,18 @@ static bool retire_one(struct dbp_keeper *keeper, uint32_t pool) {
     }
     if (oldest == DBP_SESSIONS_MAX || !dbp_session_move(keeper->table, oldest, word, DBP_CLOSING, 0, NULL))
         return false;
-    dbp_keeper_begin_end(keeper, oldest);
+    dbp_ending_begin(keeper, oldest);
     return true;
 }
 
-void dbp_keeper_tend(struct dbp_keeper *keeper, uint32_t pool) {
+void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
     struct kept_pool *kp = &keeper->pools[pool];
     struct dbp_pool_counters *count = &keeper->table->pools[pool].count;
 
     if (!spec)
         return;
+    kp->look_again = false;
     struct dbp_janitor_view view = {
         .now_us = dbp_now_us(),
         .retry_at_us = kp->retry_at_us,
@@ -219,7 +222,6 @@ void dbp_keeper_tend(struct dbp_keeper *keeper, uint32_t pool) {
     kp->wake_at_us = plan.wake_at_us;
     while (plan.open-- > 0 && open_one(keeper, pool))
         continue;
-    /* Not a loop over tend: begin_end of a session that is gone already ends up here again, with one less. */
     while (plan.retire > 0 && retire_one(keeper, pool))
         plan.retire--;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * Resetting sessions: drives the byte machine of reset.c over a returned session's wire, off any request's path.
  */
-#include "keeper_private.h"
+#include "resetting.h"
 
+#include "ending.h"
 #include "handoff.h"
 
 #include <errno.h>
@@ -11,13 +12,12 @@
 
 #define RESET_MOST_US 30000000u /* a rollback of much work takes long; after this the session is killed instead */
 
-void dbp_keeper_reset_failed(struct dbp_keeper *keeper, uint32_t session, const char *why) {
-    dbp_keeper_say(keeper, DBP_LOG_WARNING, "pool '%s': session %u could not be reset (%s) and is ended",
-                   alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id),
-                   why);
+void dbp_resetting_failed(struct dbp_keeper *keeper, uint32_t session, const char *why) {
+    dbp_kept_say(keeper, DBP_LOG_WARNING, "pool '%s': session %u could not be reset (%s) and is ended",
+                 alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id), why);
     if (dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_CLOSING, 1, NULL))
-        dbp_keeper_begin_end(keeper, session);
-    dbp_keeper_tend(keeper, pool_of(keeper, session)); /* a waiter may have counted on it */
+        dbp_ending_begin(keeper, session);
+    dbp_kept_look_again(keeper, pool_of(keeper, session)); /* a waiter may have counted on it */
 }
 
 static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
@@ -29,7 +29,7 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
     case DBP_RESET_SEND: {
         size_t n = dbp_reset_command(&kept->reset, packet);
         if (send(keeper->fds[session], packet, n, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)n)
-            dbp_keeper_reset_failed(keeper, session, "the server does not read");
+            dbp_resetting_failed(keeper, session, "the server does not read");
         return;
     }
     case DBP_RESET_READ:
@@ -37,37 +37,37 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
     case DBP_RESET_DONE:
         kept->resetting = false;
         atomic_store(&shared(keeper, session)->status, kept->reset.status & DBP_STATUS_KEPT);
-        dbp_keeper_watch(keeper, session, EPOLLRDHUP);
+        dbp_kept_watch(keeper, session, EPOLLRDHUP);
         add(&keeper->table->pools[pool].count.resets);
         if (atomic_load(&shared(keeper, session)->unfit)) {
-            dbp_keeper_end_unfit(keeper, session);
+            dbp_ending_unfit(keeper, session);
         } else if (dbp_idle_put(keeper->table, session, word_of(keeper, session))) {
             dbp_handoff_match(&keeper->share, pool);
-            dbp_keeper_tend(keeper, pool);
+            dbp_kept_look_again(keeper, pool);
         }
         return;
     case DBP_RESET_FAILED:
-        dbp_keeper_reset_failed(keeper, session, "unexpected answer");
+        dbp_resetting_failed(keeper, session, "unexpected answer");
         return;
     }
 }
 
-void dbp_keeper_begin_reset(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
 
     if (kept->server_gone) {
-        dbp_keeper_end_unfit(keeper, session);
+        dbp_ending_unfit(keeper, session);
         return;
     }
     kept->resetting = true;
     kept->deadline_us = dbp_now_us() + RESET_MOST_US;
     dbp_reset_init(&kept->reset, spec && spec->autocommit);
-    dbp_keeper_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
+    dbp_kept_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
     go_on_resetting(keeper, session);
 }
 
-void dbp_keeper_reset_answer(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_resetting_answer(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     uint8_t data[DBP_RESET_PACKET_MAX];
 
@@ -76,7 +76,7 @@ void dbp_keeper_reset_answer(struct dbp_keeper *keeper, uint32_t session) {
         return;
     if (n <= 0) {
         kept->server_gone = true;
-        dbp_keeper_end_unfit(keeper, session);
+        dbp_ending_unfit(keeper, session);
         return;
     }
     dbp_reset_feed(&kept->reset, data, (size_t)n);

@@ -1,14 +1,27 @@
 /* SPDX-License-Identifier: MIT
- * What the files of the keeper share and nobody else sees: opening.c, ending.c, resetting.c, keeper.c.
+ * What the broker keeps of each session and pool: the private state that opening.c, ending.c, resetting.c and keeper.c
+ * work on, one above the other. Only the broker's thread touches it.
  */
-#ifndef DBPOOL_KEEPER_PRIVATE_H
-#define DBPOOL_KEEPER_PRIVATE_H
+#ifndef DBPOOL_KEPT_H
+#define DBPOOL_KEPT_H
 
-#include "keeper.h"
+#include "registry.h"
+#include "wire.h"
 #include "reset.h"
 
 #define DBP_END_MOST_US \
     10000000u /* a session being ended whose server does not hang up: given up after this, and logged */
+
+/* How the keeper reaches the outside. All are called on the broker's thread. */
+struct dbp_keeper_ops {
+    dbp_log_fn log;
+    /* Gives a request to the connector: 0, or anything else when there is none or its channel is full: tried again
+     * later. */
+    int (*to_connector)(void *arg, const union dbp_wire_any *msg);
+    /* Watches (events != 0) or stops watching (0) the fd of a session in the broker's epoll. */
+    int (*watch)(void *arg, uint32_t session, int fd, uint32_t events, bool first);
+    void *arg;
+};
 
 struct kept {
     bool watched, server_gone, ending, resetting, opening_sent;
@@ -23,7 +36,8 @@ struct kept {
 };
 
 struct kept_pool {
-    uint32_t total; /* slots out of EMPTY */
+    uint32_t total;  /* slots out of EMPTY */
+    bool look_again; /* dbp_kept_look_again */
     uint32_t failures;
     uint64_t retry_at_us;
     uint64_t wake_at_us;
@@ -62,36 +76,13 @@ static inline void add(_Atomic int64_t *counter) {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
-/* keeper.c */
-void dbp_keeper_say(const struct dbp_keeper *keeper, enum dbp_log_level level, const char *format, ...)
+void dbp_kept_say(const struct dbp_keeper *keeper, enum dbp_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* Watches the session's fd for events; 0 stops. */
-void dbp_keeper_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events);
+/* Watches the session's fd for events (EPOLL*); 0 stops. */
+void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events);
 /* Consumes fd; -1 only closes the old one. */
-void dbp_keeper_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd);
-
-/* opening.c: opens and retires what the policy wants now. */
-void dbp_keeper_tend(struct dbp_keeper *keeper, uint32_t pool);
-/* The connector has not answered for a session in OPENING. */
-void dbp_keeper_login_overdue(struct dbp_keeper *keeper, uint32_t session);
-
-/* ending.c */
-/* CLOSING or OPENING to EMPTY: the place in the cap is free again. */
-void dbp_keeper_vacate(struct dbp_keeper *keeper, uint32_t session);
-/* Takes up a session that is in CLOSING. */
-void dbp_keeper_begin_end(struct dbp_keeper *keeper, uint32_t session);
-/* A session in CLOSING has come to its end. */
-void dbp_keeper_ended(struct dbp_keeper *keeper, uint32_t session);
-void dbp_keeper_ask_kill(struct dbp_keeper *keeper, uint32_t session);
-/* Ends a session that is idle or being reset; a lease is only marked, its holder's return ends it. */
-void dbp_keeper_end_unfit(struct dbp_keeper *keeper, uint32_t session);
-/* Reads away what an ending session still sends: with a full receive buffer the server would never come to hang up.
- * True at its end of file. */
-bool dbp_keeper_drained(int fd) DBP_MUST_USE;
-
-/* resetting.c: a session in RESETTING. */
-void dbp_keeper_begin_reset(struct dbp_keeper *keeper, uint32_t session);
-void dbp_keeper_reset_answer(struct dbp_keeper *keeper, uint32_t session);
-void dbp_keeper_reset_failed(struct dbp_keeper *keeper, uint32_t session, const char *why);
+void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd);
+/* The pool's figures have changed: its policy is asked again at the end of the broker's batch (dbp_keeper_tick). */
+void dbp_kept_look_again(struct dbp_keeper *keeper, uint32_t pool);
 
 #endif
