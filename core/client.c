@@ -17,7 +17,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SLEEP_SLICE_US 1000000u /* longest futex sleep before the broker's being alive is checked again */
+#define SLEEP_SLICE_US 1000000u /* longest futex sleep: then the broker's being alive and signals are looked at again \
+                                 */
 
 struct dbp_client {
     struct dbp_share share;
@@ -363,18 +364,17 @@ int dbp_wait_fd(const struct dbp_client *client) {
     return client->share.wake_fds[client->slot];
 }
 
-/* Sleeps while the place is as it was seen, at most until `until`. -EINTR after a signal. */
-static int sleep_on(struct dbp_client *client, const struct dbp_wait *wait, uint64_t until) {
+/* Sleeps while the place is as it was seen, at most until `until`, or until a signal. */
+static void sleep_on(struct dbp_client *client, const struct dbp_wait *wait, uint64_t until) {
     struct dbp_queue *queue = &client->share.table->pools[wait->pool].queue;
     dbp_place seen = dbp_queue_look(queue, wait->ticket);
     uint64_t now = dbp_now_us();
 
     if (dbp_place_ticket(seen) != wait->ticket || dbp_place_state(seen) != DBP_PLACE_WAITING || now >= until)
-        return 0;
+        return;
     uint64_t us = until - now;
     struct timespec ts = {.tv_sec = (time_t)(us / 1000000u), .tv_nsec = (long)(us % 1000000u) * 1000};
-    long n = syscall(SYS_futex, dbp_queue_futex(queue, wait->ticket), FUTEX_WAIT, (uint32_t)seen, &ts, NULL, 0);
-    return n < 0 && errno == EINTR ? -EINTR : 0;
+    syscall(SYS_futex, dbp_queue_futex(queue, wait->ticket), FUTEX_WAIT, (uint32_t)seen, &ts, NULL, 0);
 }
 
 int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, bool (*interrupted)(void *arg),
@@ -395,8 +395,9 @@ int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, 
             break;
         }
         uint64_t slice = now + SLEEP_SLICE_US;
-        int slept = sleep_on(client, &wait, deadline_us < slice ? deadline_us : slice);
-        if (slept == -EINTR && interrupted && interrupted(arg)) {
+        sleep_on(client, &wait, deadline_us < slice ? deadline_us : slice);
+        /* After every sleep, not only after EINTR: the signal may have come just before it. */
+        if (interrupted && interrupted(arg)) {
             rc = DBP_E_INTERRUPTED;
             if (dbp_wait_cancel(client, &wait, leasep) == 0 &&
                 dbp_release(client, leasep, dbp_lease_status(client, leasep), DBP_RETURN_CLEAN) != 0)

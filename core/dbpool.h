@@ -181,7 +181,8 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
 int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *leasep) DBP_MUST_USE;
 
 /* acquire_now, else queue and sleep until granted, failed or deadline_us. Blocks only the calling thread.
- * interrupted (may be NULL) is asked after each signal; true ends the wait with DBP_E_INTERRUPTED.
+ * interrupted (may be NULL) is asked whenever the thread wakes (a signal, or once a second); true ends the wait with
+ * DBP_E_INTERRUPTED.
  * 0, DBP_E_TIMEOUT, DBP_E_FAILED, DBP_E_FULL, DBP_E_CLOSED, DBP_E_INTERRUPTED. */
 int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, bool (*interrupted)(void *arg),
                 void *arg, struct dbp_lease *leasep) DBP_MUST_USE;
