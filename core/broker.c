@@ -202,6 +202,8 @@ static void on_register(struct dbp_broker *broker, uint32_t slot, const union db
         dbp_registry_put(broker->registry, broker->share.table, &msg->reg.spec, answer.registered.text, &pool, &added);
     answer.head.result = (uint32_t)rc;
     answer.registered.pool = pool;
+    if (added && broker->ops.pool_added)
+        broker->ops.pool_added(broker->ops.arg, pool);
     if (added)
         say(broker, DBP_LOG_INFO, "pool '%s': up to %u sessions for all processes", msg->reg.spec.alias,
             msg->reg.spec.pool_size + msg->reg.spec.max_overflow);

@@ -14,6 +14,8 @@ struct dbp_broker_ops {
     dbp_log_fn log;
     /* Whether the process that asks to be the connector is the one that the host started; it gets the passwords. */
     bool (*connector_is)(void *arg, int32_t pid);
+    /* A pool has come to be, and is in the table; before the process that registered it hears so. May be NULL. */
+    void (*pool_added)(void *arg, uint32_t pool);
     void *arg;
 };
 

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: MIT
+ * The uWSGI plugin: adapters between uWSGI's hooks and core. Where each hook runs, and why these were chosen, is in
+ * core/DESIGN.md; the pool itself knows nothing of uWSGI.
+ *
+ *   on_load         master-to-be   refuses a uWSGI binary other than the one it was built for; asks for our hooks
+ *   post_init       master-to-be   makes what all processes inherit, registers the connector as a gateway
+ *   "dbpool:start"  master         starts the broker (after daemonizing and after the first workers were forked)
+ *   post_fork, ...  children       let go of what is the broker's
+ */
+#include <uwsgi.h>
+
+#include <dlfcn.h>
+#include <elf.h>
+#include <link.h>
+#include <pthread.h>
+
+#include "../core/broker.h"
+#include "../core/connector.h"
+#include "../core/share.h"
+
+extern struct uwsgi_server uwsgi;
+extern pid_t masterpid;
+
+/* Exported by uWSGI, but not in its header (core/metrics.c). */
+struct uwsgi_metric *uwsgi_register_metric_do(char *, char *, uint8_t, char *, void *, uint32_t, void *, int);
+void uwsgi_metric_append(struct uwsgi_metric *);
+
+#define SPARE_PROCS                                                                                 \
+    32u /* slots beyond workers, mules and spoolers: the connector, forked children of workers, and \
+           dead processes whose end has not been seen yet */
+#define ATTACH_MOST_US 5000000u   /* the broker starts milliseconds after the workers; longer means it does not run */
+#define CONNECTOR_PAUSE_US 50000u /* before the connector asks again: its pid may not be known to the master yet */
+
+static struct {
+    bool made; /* share is there: a master runs, or will */
+    struct dbp_share share;
+    int broker_control; /* the broker's end of the control socket; -1 in children */
+    struct dbp_broker *broker;
+    pid_t master;
+} host = {.broker_control = -1};
+
+static struct {
+    pthread_mutex_t lock;
+    struct dbp_client *client;
+    pid_t pid; /* whose client it is */
+} own = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void dbpool_log(enum dbp_log_level level, const char *text) {
+    static const char *const names[] = {
+        [DBP_LOG_INFO] = "", [DBP_LOG_WARNING] = "warning: ", [DBP_LOG_ERROR] = "error: "};
+
+    uwsgi_log_verbose("[dbpool] %s%s\n", names[level], text);
+}
+
+/* ---- loading: only into the uWSGI that it was built for (uWSGI itself checks nothing) ---- */
+
+static bool built_for_this_uwsgi(void) {
+    Dl_info info;
+    const ElfW(Sym) *symbol = NULL;
+
+    if (!dladdr1(&uwsgi, &info, (void **)(void *)&symbol, RTLD_DL_SYMENT) || !symbol)
+        return true; /* a binary without symbol sizes: the version is all there is to compare */
+    return symbol->st_size == sizeof(struct uwsgi_server);
+}
+
+static void dbpool_on_load(void) {
+    char *cflags = uwsgi_get_cflags();
+    bool same_version = cflags && strstr(cflags, "-DUWSGI_VERSION=\"\\\"" UWSGI_VERSION "\\\"\"");
+
+    free(cflags);
+    if (!same_version || !built_for_this_uwsgi()) {
+        uwsgi_log("[dbpool] error: this plugin was built for uWSGI %s with another layout or version than the running "
+                  "binary: build it again with this uWSGI (uwsgi --build-plugin .)\n",
+                  UWSGI_VERSION);
+        exit(1);
+    }
+    /* uWSGI cuts the strings in place. */
+    uwsgi_string_new_list(&uwsgi.hook_master_start, uwsgi_str("dbpool:start"));
+    uwsgi_string_new_list(&uwsgi.hook_as_mule, uwsgi_str("dbpool:child"));
+}
+
+/* ---- the master ---- */
+
+static void connector_loop(int id, void *data) {
+    (void)id;
+    (void)data;
+    close(host.broker_control);
+    host.broker_control = -1;
+    for (;;) {
+        int rc = dbp_connector_main(&host.share, dbp_now_us() + ATTACH_MOST_US, dbpool_log);
+        if (rc < 0 && rc != -EPIPE)
+            uwsgi_log_verbose("[dbpool] error: connector: %s\n", strerror(-rc));
+        if (rc == 0)
+            _exit(0); /* the broker hung up: the master stops, or starts us anew */
+        usleep(CONNECTOR_PAUSE_US);
+    }
+}
+
+static void dbpool_post_init(void) {
+    uint32_t n_procs = SPARE_PROCS + (uint32_t)uwsgi.numproc + (uint32_t)uwsgi.mules_cnt;
+
+    if (!uwsgi.master_process) {
+        uwsgi_log("[dbpool] error: there is no master process, so there is no pool: put 'master = true' into your "
+                  "configuration\n");
+        return;
+    }
+    for (struct uwsgi_spooler *spooler = uwsgi.spoolers; spooler; spooler = spooler->next)
+        n_procs++;
+    if (n_procs > DBP_PROCS_MAX) {
+        uwsgi_log("[dbpool] error: %u processes are configured, at most %u can share a pool\n", n_procs - SPARE_PROCS,
+                  DBP_PROCS_MAX - SPARE_PROCS);
+        exit(1);
+    }
+    uwsgi.has_metrics = 1; /* --stats alone does not ask for them */
+    int rc = dbp_share_new(n_procs, &host.share, &host.broker_control);
+    if (rc != 0) {
+        uwsgi_log("[dbpool] error: cannot make the shared table: %s\n", strerror(-rc));
+        exit(1);
+    }
+    host.made = true;
+    host.master = getpid();
+    if (!register_gateway("dbpool connector", connector_loop, NULL))
+        exit(1);
+}
+
+static bool connector_is(void *arg, int32_t pid) {
+    (void)arg;
+    for (int i = 0; i < ushared->gateways_cnt; i++)
+        if (ushared->gateways[i].loop == connector_loop && ushared->gateways[i].pid == pid)
+            return true;
+    return false;
+}
+
+/* ---- metrics: each points at its counter in the table, so that stats show the present ---- */
+
+static const struct {
+    const char *name;
+    uint8_t type;
+    size_t offset;
+} metrics[] = {
+#define STATE(name, which) \
+    { name, UWSGI_METRIC_GAUGE, offsetof(struct dbp_pool_counters, state[which]) }
+#define GAUGE(field) \
+    { #field, UWSGI_METRIC_GAUGE, offsetof(struct dbp_pool_counters, field) }
+#define COUNTER(field) \
+    { #field, UWSGI_METRIC_COUNTER, offsetof(struct dbp_pool_counters, field) }
+    GAUGE(size),
+    GAUGE(max),
+    GAUGE(waiting),
+    STATE("idle", DBP_IDLE),
+    STATE("leased", DBP_LEASED),
+    STATE("opening", DBP_OPENING),
+    STATE("resetting", DBP_RESETTING),
+    STATE("closing", DBP_CLOSING),
+    COUNTER(opened),
+    COUNTER(closed),
+    COUNTER(acquires),
+    COUNTER(waits),
+    COUNTER(timeouts),
+    COUNTER(wait_us),
+    COUNTER(failures),
+    COUNTER(resets),
+    COUNTER(kills),
+#undef STATE
+#undef GAUGE
+#undef COUNTER
+};
+
+/* On the broker's thread. uWSGI's own threads only follow the list, which grows at its end under its lock. */
+static void add_metrics(void *arg, uint32_t index) {
+    struct dbp_pool *pool = &host.share.table->pools[index];
+    char alias[DBP_ALIAS_MAX], name[DBP_ALIAS_MAX + 32];
+
+    (void)arg;
+    if (!uwsgi.has_metrics)
+        return;
+    /* uWSGI takes [0-9A-Za-z._-] and exits on anything else. */
+    for (size_t i = 0; i < sizeof alias; i++)
+        alias[i] =
+            (char)(pool->alias[i] == '\0' || isalnum((unsigned char)pool->alias[i]) || strchr("_-", pool->alias[i])
+                       ? pool->alias[i]
+                       : '_');
+    for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++) {
+        snprintf(name, sizeof name, "dbpool.%s.%s", alias, metrics[i].name);
+        if (uwsgi_metric_find_by_name(name)) {
+            uwsgi_log_verbose("[dbpool] warning: pool '%s' has no metrics of its own: %s is taken\n", pool->alias,
+                              name);
+            return;
+        }
+        /* Not pushed before it has a value: the metrics thread reads the list while we write it. */
+        struct uwsgi_metric *metric = uwsgi_register_metric_do(name, NULL, metrics[i].type, NULL, NULL, 0, NULL, 1);
+        metric->value = (int64_t *)(void *)((char *)&pool->count + metrics[i].offset);
+        uwsgi_wlock(uwsgi.metrics_lock);
+        uwsgi_metric_append(metric);
+        uwsgi_rwunlock(uwsgi.metrics_lock);
+    }
+}
+
+/* ---- starting and stopping ---- */
+
+static int start_broker(void) {
+    const struct dbp_broker_ops ops = {.log = dbpool_log, .connector_is = connector_is, .pool_added = add_metrics};
+
+    if (!host.made || host.broker)
+        return 0;
+    host.master = getpid();
+    int rc = dbp_broker_start(&host.share, host.broker_control, &ops, &host.broker);
+    if (rc != 0)
+        uwsgi_log("[dbpool] error: cannot start the broker: %s\n", strerror(-rc));
+    return rc != 0;
+}
+
+static void leave_the_broker_alone(void) {
+    if (host.broker_control >= 0)
+        close(host.broker_control);
+    host.broker_control = -1;
+    host.broker = NULL; /* the master's; its fds were closed by the atfork handler */
+}
+
+static int dbpool_hook(char *what) {
+    if (!strcmp(what, "start"))
+        return start_broker();
+    if (!strcmp(what, "child")) {
+        leave_the_broker_alone();
+        return 0;
+    }
+    uwsgi_log("[dbpool] error: hook dbpool:%s is not known\n", what);
+    return -1;
+}
+
+static int dbpool_init(void) {
+    uwsgi_register_hook("dbpool", dbpool_hook);
+    return 0;
+}
+
+static void dbpool_master_cleanup(void) {
+    if (getpid() == host.master)
+        host.broker = dbp_broker_stop(host.broker);
+}
+
+/* ---- the children: a client each, attached on first use ---- */
+
+static void unlock_in_child(void) {
+    /* Another thread may have held it at the moment of the fork. */
+    pthread_mutex_init(&own.lock, NULL);
+}
+
+static void watch_forks(void) {
+    if (pthread_atfork(NULL, NULL, unlock_in_child) != 0)
+        uwsgi_log("[dbpool] error: no memory for a fork handler\n");
+}
+
+static void label_process(char *label, size_t n) {
+    if (uwsgi.mywid > 0)
+        snprintf(label, n, "worker %d", uwsgi.mywid);
+    else if (uwsgi.muleid > 0)
+        snprintf(label, n, "mule %d", uwsgi.muleid);
+    else if (uwsgi.i_am_a_spooler)
+        snprintf(label, n, "spooler");
+    else
+        snprintf(label, n, "process");
+}
+
+static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    char label[24];
+
+    *before_forkp = false;
+    if (!host.made) {
+        *whyp = uwsgi.master_process ? "uWSGI has not finished starting"
+                                     : "uWSGI runs without a master process: put "
+                                       "'master = true' into its configuration";
+        *before_forkp = uwsgi.master_process != 0;
+        return NULL;
+    }
+    if (getpid() == host.master || getpid() == masterpid) {
+        *whyp = "this is the uWSGI master, before its workers are forked";
+        *before_forkp = true;
+        return NULL;
+    }
+    pthread_once(&once, watch_forks);
+    pthread_mutex_lock(&own.lock);
+    if (!own.client || own.pid != getpid()) {
+        struct dbp_client *client = NULL; /* an inherited one is left as it is: its memory is the parent's copy */
+        label_process(label, sizeof label);
+        int rc = dbp_client_attach(&host.share, label, dbp_now_us() + ATTACH_MOST_US, &client);
+        *whyp = rc == DBP_E_FULL      ? "no process slot is free in the pool's table"
+                : rc == DBP_E_TIMEOUT ? "the pool's broker in the uWSGI master does not answer"
+                                      : "attaching to the pool's broker failed";
+        own.client = rc == 0 ? client : NULL;
+        own.pid = getpid();
+    }
+    struct dbp_client *client = own.client;
+    pthread_mutex_unlock(&own.lock);
+    return client;
+}
+
+/* What the Python extension finds with dlsym(RTLD_DEFAULT): see dbpool.h. */
+__attribute__((visibility("default"))) extern const struct dbp_api dbpool_api;
+const struct dbp_api dbpool_api = {
+    .version = DBP_VERSION,
+    .size = sizeof(struct dbp_api),
+    .client = this_process,
+    .client_register = dbp_client_register,
+    .acquire_now = dbp_acquire_now,
+    .acquire = dbp_acquire,
+    .wait_begin = dbp_wait_begin,
+    .wait_poll = dbp_wait_poll,
+    .wait_cancel = dbp_wait_cancel,
+    .wait_account = dbp_wait_account,
+    .wait_fd = dbp_wait_fd,
+    .release = dbp_release,
+    .lease_status = dbp_lease_status,
+    .lease_valid = dbp_lease_valid,
+    .session_fetch = dbp_session_fetch,
+    .guard_fd = dbp_guard_fd,
+    .unguard_fd = dbp_unguard_fd,
+    .fence_fd = dbp_fence_fd,
+    .pool_stats = dbp_pool_stats,
+    .pool_error = dbp_pool_error,
+    .pool_holders = dbp_pool_holders,
+    .replay_new = dbp_replay_new,
+    .replay_free = dbp_replay_free,
+    .replay_feed = dbp_replay_feed,
+    .replay_take = dbp_replay_take,
+    .replay_refusal = dbp_replay_refusal,
+    .replay_server_start = dbp_replay_server_start,
+    .replay_server_stop = dbp_replay_server_stop,
+};
+
+__attribute__((visibility("default"))) struct uwsgi_plugin dbpool_plugin = {
+    .name = "dbpool",
+    .on_load = dbpool_on_load,
+    .init = dbpool_init,
+    .post_init = dbpool_post_init,
+    .post_fork = leave_the_broker_alone,
+    .spooler_init = leave_the_broker_alone,
+    .master_cleanup = dbpool_master_cleanup,
+};
