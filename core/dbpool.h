@@ -93,7 +93,7 @@ struct dbp_session_facts {
 
 struct dbp_error {
     uint32_t code; /* the server's or client library's errno, e.g. 1045, 2003; 0: none */
-    char sqlstate[6];
+    char sqlstate[8];
     char text[DBP_TEXT_MAX];
 };
 

@@ -31,17 +31,18 @@ void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_
 void dbp_inspect_error(const struct dbp_table *table, uint32_t pool, struct dbp_error *errorp) {
     const struct dbp_pool *p = &table->pools[pool];
     struct dbp_error copy;
-    uint32_t before, after;
+    uint32_t words[DBP_ERROR_WORDS], before, after;
     int tries = 0;
 
     /* A sequence lock: the broker makes it odd while it writes. A writer stopped in the middle must not hang the
      * reader, who then takes what is there: text is terminated below in any case. */
     do {
         before = atomic_load(&p->error_seq);
-        memcpy(&copy, &p->error, sizeof copy);
-        atomic_thread_fence(memory_order_acquire);
+        for (size_t i = 0; i < DBP_ERROR_WORDS; i++) /* acquire: error_seq is read again after them */
+            words[i] = atomic_load_explicit(&p->error[i], memory_order_acquire);
         after = atomic_load(&p->error_seq);
     } while ((before != after || (before & 1u)) && ++tries < 1000);
+    memcpy(&copy, words, sizeof copy);
     copy.text[sizeof copy.text - 1] = '\0';
     copy.sqlstate[sizeof copy.sqlstate - 1] = '\0';
     *errorp = copy;

@@ -75,13 +75,15 @@ static struct kept *opening(struct dbp_keeper *keeper, uint32_t session, uint32_
 }
 
 static void publish_error(struct dbp_pool *pool, const struct dbp_error *error) {
-    uint32_t seq = atomic_load(&pool->error_seq);
+    struct dbp_error copy = *error;
+    uint32_t words[DBP_ERROR_WORDS], seq = atomic_load(&pool->error_seq);
 
-    atomic_store(&pool->error_seq, seq | 1u); /* readers: dbp_inspect_error */
-    atomic_thread_fence(memory_order_release);
-    pool->error = *error;
-    pool->error.text[sizeof pool->error.text - 1] = '\0';
-    pool->error.sqlstate[sizeof pool->error.sqlstate - 1] = '\0';
+    copy.text[sizeof copy.text - 1] = '\0';
+    copy.sqlstate[sizeof copy.sqlstate - 1] = '\0';
+    memcpy(words, &copy, sizeof words);
+    atomic_store(&pool->error_seq, seq | 1u);    /* readers: dbp_inspect_error */
+    for (size_t i = 0; i < DBP_ERROR_WORDS; i++) /* release: error_seq is odd before any of them changes */
+        atomic_store_explicit(&pool->error[i], words[i], memory_order_release);
     atomic_store(&pool->error_seq, (seq | 1u) + 1);
 }
 
@@ -98,8 +100,8 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     kp->failures++;
     kp->retry_at_us = dbp_now_us() + dbp_janitor_backoff_us(kp->failures);
     if (kp->last_logged != error->code) {
-        dbp_kept_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %s", alias_of(keeper, pool), error->code,
-                     p->error.text);
+        dbp_kept_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %.*s", alias_of(keeper, pool), error->code,
+                     (int)sizeof error->text - 1, error->text);
         kp->last_logged = error->code;
     }
     /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but

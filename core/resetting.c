@@ -60,6 +60,14 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
         dbp_ending_unfit(keeper, session);
         return;
     }
+    /* A byte that is there before our first command answers one of the holder's: taken for ours it would shift every
+     * answer to come (I5). */
+    uint8_t early;
+    ssize_t n = recv(keeper->fds[session], &early, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n > 0 || (n < 0 && errno != EAGAIN)) {
+        dbp_resetting_failed(keeper, session, "an answer was left unread");
+        return;
+    }
     kept->resetting = true;
     kept->deadline_us = dbp_now_us() + RESET_MOST_US;
     dbp_reset_init(&kept->reset, spec && spec->autocommit);

@@ -64,6 +64,9 @@ struct dbp_session {
     uint64_t reserved2;
 };
 
+#define DBP_ERROR_WORDS (sizeof(struct dbp_error) / sizeof(uint32_t))
+_Static_assert(sizeof(struct dbp_error) % sizeof(uint32_t) == 0, "copied in words");
+
 struct dbp_pool_counters {
     _Atomic int64_t state[DBP_STATES]; /* sessions in each state; EMPTY is not kept */
     _Atomic int64_t size;              /* all but EMPTY: what the cap limits */
@@ -76,9 +79,9 @@ struct dbp_pool {
     _Atomic uint32_t live;      /* broker: 1 once all below is written */
     _Atomic uint32_t attention; /* clients set it before they ring; the broker takes it */
     char alias[DBP_ALIAS_MAX];
-    _Atomic uint32_t pool_size; /* broker */
-    _Atomic uint32_t error_seq; /* odd while the broker writes error; 0: none yet */
-    struct dbp_error error;
+    _Atomic uint32_t pool_size;              /* broker */
+    _Atomic uint32_t error_seq;              /* odd while the broker writes error; 0: none yet */
+    _Atomic uint32_t error[DBP_ERROR_WORDS]; /* a struct dbp_error, word by word: readers may come in between */
     _Alignas(64) _Atomic uint64_t idle[DBP_IDLE_WORDS]; /* bit = this session is IDLE; a hint, taken before the word */
     _Alignas(64) struct dbp_pool_counters count;
     _Alignas(64) struct dbp_queue queue;
