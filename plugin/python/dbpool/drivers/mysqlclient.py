@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: MIT
+"""mysqlclient: a stock MySQLdb object on a session of the pool.
+
+It only knows how to connect, so it logs in to a thread of ours that plays the server with the session's facts; then the
+session's fd is put under its fd number. The object lives as long as the session and is used by one lease at a time.
+
+With MariaDB's client library every wait goes through our hook (MARIADB_OPT_IO_WAIT), in greenlets on the hub. Where the
+library has no such option (Oracle's) a Fallback object sends, waits and then reads: the wait for the first byte of an
+answer is cooperative, the rest of a long answer is not. Such an object's cached status can be neither written nor read
+either, so each lease begins with a round trip (DO 0) and ends with a reset.
+"""
+
+import os
+import sys
+
+import MySQLdb
+import MySQLdb.connections
+
+from .. import _dbpool, waiting
+from ..lease import LeasedConnection
+from ..settings import LOCAL_FILES, ConfigurationError
+from . import SessionUnavailable, from_server
+
+PASSWORD_ENCODING = "utf-8"
+EMPTY_SQL_MODE_IS_SENT = False
+
+# For tests: behaves as if the client library had no I/O wait option.
+FORCE_FALLBACK = bool(os.environ.get("DBPOOL_FORCE_FALLBACK"))
+
+REPLAY_TIMEOUT = 5.0  # seconds; a replayed login takes about a millisecond
+FETCH_TIMEOUT = 5.0  # seconds; asking the broker takes some ten microseconds
+
+_STATUS_AUTOCOMMIT = 2
+
+# Where servers' packages put the socket that libmysqlclient calls "localhost"; Debian's first.
+_DEFAULT_SOCKETS = (
+    "/run/mysqld/mysqld.sock",
+    "/var/run/mysqld/mysqld.sock",
+    "/var/lib/mysql/mysql.sock",
+    "/tmp/mysql.sock",
+)
+
+
+def address(host, unix_socket):
+    """libmysqlclient takes no host and "localhost" for its default unix socket. Here too, where that socket exists;
+    else 127.0.0.1."""
+    if unix_socket:
+        return "", unix_socket
+    if host not in ("", "localhost"):
+        return host, ""
+    for path in (os.environ.get("MYSQL_UNIX_PORT"),) + _DEFAULT_SOCKETS:
+        if path and os.path.exists(path):
+            return "", path
+    return "127.0.0.1", ""
+
+
+class _Asked(Exception):
+    pass
+
+
+class _LibraryLogin(MySQLdb._mysql.connection):
+    def __init__(self, *args, **kwargs):
+        raise _Asked(kwargs.get("client_flag", 0))
+
+
+class _Probe(MySQLdb.connections.Connection, _LibraryLogin):
+    """Stands between the stock class and its C base: which flags a version adds is its own business (1.4 adds
+    MULTI_STATEMENTS by the library's version number, 2.1 by an argument)."""
+
+
+def client_flags(params):
+    """As the stock class would ask for, but LOCAL_FILES only when the settings say so: the library's own default
+    depends on its build."""
+    try:
+        _Probe(**{key: params[key] for key in ("client_flag", "multi_statements") if key in params})
+    except _Asked as asked:
+        (flags,) = asked.args
+    flags &= ~LOCAL_FILES
+    return flags | LOCAL_FILES if params.get("local_infile") else flags
+
+
+def same_in_both(params):
+    same = {
+        "client_flag": (params.get("client_flag") or 0) & ~LOCAL_FILES,
+        "local_infile": 1 if params.get("local_infile") else 0,
+    }
+    if "multi_statements" in params:
+        same["multi_statements"] = params["multi_statements"]
+    return same
+
+
+class Fallback(MySQLdb.connections.Connection):
+    """A connection that waits cooperatively without help from its library."""
+
+    _dbpool_wait = None  # set once the session is under it
+
+    def query(self, query):
+        if self._dbpool_wait is None:
+            return super().query(query)
+        self.send_query(bytes(query) if isinstance(query, bytearray) else query)
+        self._dbpool_wait()
+        self.read_query_result()
+
+    def _command(self, text):
+        self.query(text)
+        self.store_result()
+
+    def commit(self):
+        self._command(b"COMMIT")
+
+    def rollback(self):
+        self._command(b"ROLLBACK")
+
+    def ping(self, *reconnect):
+        self._command(b"DO 0")
+
+    def autocommit(self, on):
+        if self._dbpool_wait is None:
+            return super().autocommit(on)
+        if bool(on) != bool(self.get_autocommit()):
+            self._command(b"SET autocommit=%d" % bool(on))
+
+
+class Driver:
+    __slots__ = ("session", "incarnation", "connection", "native", "cooperative", "broken", "unread", "facts_row",
+                 "_wait_ms")
+
+    def __init__(self, lease, spec, local):
+        fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
+        if type(fetched) is int:
+            raise SessionUnavailable(fetched)
+        fd, facts = fetched
+        try:
+            self._build(lease, spec, local, fd, facts)
+        finally:
+            _dbpool.close(fd)
+
+    def _build(self, lease, spec, local, fd, facts):
+        self.session = lease.session
+        self.incarnation = lease.incarnation
+        self.broken = False
+        self.unread = None
+        self.facts_row = facts.row
+        arguments = dict(local)
+        read_timeout = arguments.get("read_timeout") or waiting.FOREVER_S
+        # Without a limit libmariadb would block in recv() and never come to the hook. Set before the session is under
+        # it: they are also socket options, and those are the session's.
+        arguments["read_timeout"] = read_timeout
+        arguments["write_timeout"] = arguments.get("write_timeout") or waiting.FOREVER_S
+        arguments["charset"] = spec["charset"].decode()
+        if spec["database"]:
+            arguments["db"] = spec["database"].decode()
+        self._wait_ms = int(read_timeout * 1000)
+        status = lease.status()
+        make = Fallback if FORCE_FALLBACK else MySQLdb.connections.Connection
+        self.native = self.connection = None
+        while self.native is None:
+            connection, native = self._login(make, facts, spec, arguments, status)
+            hooked = make is not Fallback and native.layout and native.install()
+            if hooked or make is Fallback:
+                self.connection, self.native, self.cooperative = connection, native, hooked
+            else:
+                make = Fallback
+                native.fence()
+                native.drop()
+        # The driver's own number, not the session's: the object stays on it until it is destroyed.
+        self.native.adopt(fd, self.connection.fileno())
+        if not self.cooperative:
+            number = self.connection.fileno()
+            self.connection._dbpool_wait = lambda: self._wait(number)
+        if self.connection.thread_id() != facts.connection_id:
+            self.destroy()
+            raise ConfigurationError("dbpool: the replayed login gave mysqlclient another session's number")
+
+    @staticmethod
+    def _login(make, facts, spec, arguments, status):
+        server = _dbpool.ReplayServer(facts, spec["charset"].decode(), status, REPLAY_TIMEOUT)
+        error = None
+        try:
+            connection = make(
+                host="localhost",
+                user=spec["user"].decode() or "dbpool",
+                passwd="",
+                unix_socket=server.name,
+                connect_timeout=int(REPLAY_TIMEOUT),
+                autocommit=None,
+                **arguments
+            )
+        except MySQLdb.Error as failed:
+            error = failed
+        finally:
+            refusal = server.stop()
+        if refusal:
+            raise ConfigurationError("dbpool: mysqlclient cannot use this pool's sessions: %s" % refusal)
+        if error is not None:
+            raise error
+        return connection, _dbpool.Native(connection, MySQLdb._mysql.__file__)
+
+    def _wait(self, fd):
+        if not _dbpool.wait(fd, True, self._wait_ms):
+            self.broken = True
+            raise MySQLdb.OperationalError(2013, "Lost connection to MySQL server during query (timed out)")
+
+    # ---- a lease's life ----
+
+    def checkout(self, status):
+        if self.cooperative:
+            self.native.checkout(status)
+        else:
+            # The object cannot be told what the session's status is, so it asks: one round trip.
+            self.connection.ping()
+
+    def settle(self, autocommit):
+        if self.cooperative:
+            how, status, grown = self.native.settle(autocommit)
+            if self.broken or how == _dbpool.DOOM:
+                return _dbpool.DOOM, status, False
+            self.unread = None
+            return how, status, not grown
+        if self.broken or self.unread is not None or self.native.more_results():
+            return _dbpool.DOOM, 0, False
+        return _dbpool.RESET, _STATUS_AUTOCOMMIT if autocommit else 0, True
+
+    def failed(self, error):
+        kept = self.native.take_exception()
+        if kept is not None:
+            self.broken = True
+        elif not self.cooperative and not from_server(error, MySQLdb.MySQLError):
+            self.broken = True
+        if self.native.socket() < 0 or (self.broken and not self.cooperative):
+            self.native.lost()
+        return kept
+
+    def gone(self):
+        fd = self.native.socket()
+        return fd < 0 or _dbpool.peek_end(fd)
+
+    def destroy(self):
+        fd = self.native.socket()
+        if fd >= 0:
+            waiting.forget(fd)
+        self.native.fence()
+        self.unread = None
+        self.native.drop()
+        if not self.cooperative and self.connection is not None:
+            self.connection._dbpool_wait = None
+        self.connection = None
+
+    # ---- unbuffered results ----
+
+    def keep(self, result):
+        """An unbuffered result that dies reads the rest of its rows: it must not die in a finaliser."""
+        self.unread = result
+        return result
+
+    def finish_dropped(self):
+        """Before a query: if the user dropped an unread result, its rows are read here, as the stock driver does."""
+        if self.unread is not None and sys.getrefcount(self.unread) <= 2:
+            self.unread = None
+
+
+class Connection(LeasedConnection):
+    """A lease of a session, as a mysqlclient connection."""
+
+    __slots__ = ()
+    Database = MySQLdb
+
+    def query(self, query):
+        driver = self._driver
+        if driver is not None and driver.unread is not None:
+            self._call(driver.finish_dropped)
+        return self._call(self._target.query, query)
+
+    def store_result(self):
+        return self._call(self._target.store_result)
+
+    def use_result(self):
+        return self._driver.keep(self._call(self._target.use_result))
+
+    def next_result(self):
+        return self._call(self._target.next_result)
+
+    def ping(self, reconnect=None):
+        """Never reconnects: that would be a connection outside the pool."""
+        return self._call(self._target.ping)
+
+    def literal(self, o):
+        return self._open().literal(o)
+
+    @property
+    def encoding(self):
+        return self._open().encoding
+
+    def affected_rows(self):
+        return self._open().affected_rows()
+
+    def insert_id(self):
+        return self._open().insert_id()
+
+
+for _name in ("Warning", "Error", "InterfaceError", "DatabaseError", "DataError", "OperationalError", "IntegrityError",
+              "InternalError", "ProgrammingError", "NotSupportedError"):
+    setattr(Connection, _name, getattr(MySQLdb, _name))
+
+
+_abandoned = []
+
+
+def abandon(connection):
+    """A private connection of the parent process. The object is kept for ever: it must not say COM_QUIT."""
+    native = _dbpool.Native(connection, MySQLdb._mysql.__file__)
+    _abandoned.append((connection, native))
+    fd = native.socket()
+    if fd < 0:
+        fd = connection.fileno()
+    if fd >= 0:
+        _dbpool.fence(fd)

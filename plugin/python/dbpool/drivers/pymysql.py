@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""PyMySQL: a stock object whose socket is a _dbpool.Wire.
+
+The Wire plays the login in memory and then is the session's fd; it waits as the mode asks for and never touches the
+fd's flags. Three things of the stock class are changed: server_status is what the Wire heard last (PyMySQL 1.0 does not
+take it from the end of a result), and neither connect() nor ping() opens a connection outside the pool.
+"""
+
+import pymysql
+from pymysql.connections import Connection as StockConnection
+from pymysql.constants import CLIENT
+
+from .. import _dbpool, waiting
+from ..lease import LeasedConnection
+from ..settings import LOCAL_FILES, ConfigurationError
+from . import SessionUnavailable, from_server
+
+PASSWORD_ENCODING = "latin1"
+EMPTY_SQL_MODE_IS_SENT = True
+
+FETCH_TIMEOUT = 5.0  # seconds; asking the broker takes some ten microseconds
+
+_IN_TRANS = 1
+_AUTOCOMMIT = 2
+_MORE_RESULTS = 8
+
+
+def address(host, unix_socket):
+    """PyMySQL takes no host for "localhost", and that for TCP."""
+    return ("", unix_socket) if unix_socket else (host or "localhost", "")
+
+
+def client_flags(params):
+    flags = (params.get("client_flag") or 0) | CLIENT.CAPABILITIES
+    return flags | LOCAL_FILES if params.get("local_infile") else flags
+
+
+def same_in_both(params):
+    return {"client_flag": params.get("client_flag") or 0, "local_infile": bool(params.get("local_infile"))}
+
+
+class PooledConnection(StockConnection):
+    """The stock class on a Wire."""
+
+    _dbpool_wire = None
+
+    @property
+    def server_status(self):
+        return self._dbpool_wire.status
+
+    @server_status.setter
+    def server_status(self, status):
+        self._dbpool_wire.status = status
+
+    def connect(self, sock=None):
+        if sock is None or self._dbpool_wire is not None:
+            raise pymysql.err.InterfaceError(0, "dbpool: this connection's session is the pool's; it cannot reconnect")
+        self._dbpool_wire = sock
+        super().connect(sock)
+
+    def ping(self, reconnect=False):
+        super().ping(False)
+
+
+class Driver:
+    __slots__ = ("session", "incarnation", "connection", "wire", "facts_row", "broken")
+
+    def __init__(self, lease, spec, local):
+        fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
+        if type(fetched) is int:
+            raise SessionUnavailable(fetched)
+        fd, facts = fetched
+        self.facts_row = facts.row
+        self.session = lease.session
+        self.incarnation = lease.incarnation
+        self.broken = False
+        self.wire = _dbpool.Wire(facts, spec["charset"].decode(), lease.status(), pymysql.err.InterfaceError)
+        try:
+            self.connection = self._login(spec, local)
+            if self.connection.thread_id() != facts.connection_id:
+                raise ConfigurationError("dbpool: the replayed login gave PyMySQL another session's number")
+            self.wire.adopt(fd)
+        except BaseException:
+            self.wire.close()
+            _dbpool.close(fd)
+            raise
+
+    def _login(self, spec, local):
+        connection = PooledConnection(
+            host=spec["host"].decode() or "localhost",
+            unix_socket=spec["unix_socket"].decode() or None,
+            port=spec["port"],
+            user=spec["user"].decode(),
+            database=spec["database"].decode() or None,
+            charset=spec["charset"].decode(),
+            autocommit=None,
+            defer_connect=True,
+            **local
+        )
+        refusal = None
+        try:
+            connection.connect(self.wire)
+        except pymysql.err.MySQLError:
+            refusal = self.wire.refusal()
+            if not refusal:
+                raise
+        if refusal:
+            raise ConfigurationError("dbpool: PyMySQL cannot use this pool's sessions: %s" % refusal)
+        return connection
+
+    # ---- a lease's life ----
+
+    def checkout(self, status):
+        self.wire.status = status
+        connection = self.connection
+        connection._result = None
+        connection._affected_rows = 0
+        connection.autocommit_mode = None
+
+    def settle(self, autocommit):
+        connection = self.connection
+        status = self.wire.status
+        result = connection._result
+        if (
+            self.broken
+            or connection._sock is None
+            or (result is not None and result.unbuffered_active)
+            or status & _MORE_RESULTS
+            or self.wire.pending()
+        ):
+            return _dbpool.DOOM, status, False
+        if status & _IN_TRANS or bool(status & _AUTOCOMMIT) != autocommit:
+            return _dbpool.RESET, status, True
+        return _dbpool.CLEAN, status, True
+
+    def failed(self, error):
+        if not from_server(error, pymysql.err.MySQLError):
+            self.broken = True
+        return None
+
+    def gone(self):
+        fd = self.wire.fileno()
+        return fd < 0 or _dbpool.peek_end(fd)
+
+    def destroy(self):
+        fd = self.wire.fileno()
+        if fd >= 0:
+            waiting.forget(fd)
+        self.wire.close()
+        # An unread result that dies would read on.
+        result = self.connection._result
+        if result is not None:
+            result.unbuffered_active = False
+
+
+class Connection(LeasedConnection):
+    """A lease of a session, as a PyMySQL connection."""
+
+    __slots__ = ()
+    Database = pymysql
+
+    def query(self, sql, unbuffered=False):
+        return self._call(self._target.query, sql, unbuffered=unbuffered)
+
+    def next_result(self, unbuffered=False):
+        return self._call(self._target.next_result, unbuffered=unbuffered)
+
+    def ping(self, reconnect=False):
+        """Never reconnects: that would be a connection outside the pool."""
+        return self._call(self._target.ping)
+
+    def cursor(self, cursor=None):
+        return super().cursor(cursor)
+
+    def connect(self, sock=None):
+        raise self.Database.InterfaceError(0, "dbpool: a leased connection cannot reconnect; close it and take another")
+
+    def literal(self, obj):
+        return self._open().literal(obj)
+
+    def escape(self, obj, mapping=None):
+        return self._open().escape(obj, mapping)
+
+    @property
+    def encoding(self):
+        return self._open().encoding
+
+    @property
+    def _result(self):
+        return self._open()._result
+
+    def insert_id(self):
+        return self._open().insert_id()
+
+
+def abandon(connection):
+    """A private connection of the parent process: PyMySQL says COM_QUIT only in close(), so its fd is all there is."""
+    connection._force_close()

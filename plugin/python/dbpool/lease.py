@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+"""What a user of the pool holds: a proxy connection that ends with its lease, and cursors that end with it.
+
+After the return every use raises the driver's InterfaceError and writes nothing: the session may be another process's
+by then. close() returns the lease; close() again is harmless. The driver object behind is never given out.
+
+A lease that is not closed is returned when its greenlet or its thread ends, at the latest when the proxy is collected
+(Django's wrapper is a reference cycle, so that can be late). These backstops never wait and never write.
+"""
+
+import sys
+import threading
+import weakref
+
+from . import _dbpool
+
+_RETURNED = "dbpool: this connection's session was returned to the pool"
+_BUSY = "dbpool: another greenlet or thread is using this connection now"
+
+# Calls that change what the session is for everybody after. They are allowed, and the session ends with the lease.
+_TAINTS = frozenset("select_db set_charset set_character_set set_sql_mode set_server_option".split())
+# Calls that would take the session away from the pool.
+_REFUSED = frozenset("change_user connect shutdown adopt".split())
+
+
+class LeasedConnection:
+    """Base of the drivers' proxies. Made by pool.py only.
+
+    One greenlet or thread at a time: a second one gets ProgrammingError. Errors are those of the driver."""
+
+    __slots__ = ("_profile", "_lease", "_driver", "_target", "_busy", "_owner", "__weakref__")
+    Database = None  # the driver's module
+
+    def __init__(self, profile, lease, driver):
+        self._profile = profile
+        self._lease = lease
+        self._driver = driver
+        self._target = driver.connection
+        self._busy = False
+        self._owner = _link(self)
+
+    # ---- use ----
+
+    def _open(self):
+        """The driver object, if it may be used now."""
+        lease = self._lease
+        if lease is None or not lease.valid():
+            raise self.Database.InterfaceError(0, _RETURNED)
+        if self._busy:
+            raise self.Database.ProgrammingError(_BUSY)
+        return self._target
+
+    def _call(self, method, *args, **kwargs):
+        """Calls a method that may use the wire."""
+        self._open()
+        driver = self._driver
+        self._busy = True
+        try:
+            return method(*args, **kwargs)
+        except BaseException as error:
+            instead = driver.failed(error)
+            if instead is None:
+                raise
+        finally:
+            self._busy = False
+        # What ended the wait inside the C library, where the driver could only see a lost connection.
+        raise instead
+
+    def cursor(self, cursorclass=None):
+        target = self._open()
+        return _cursor_class(cursorclass or target.cursorclass)(self)
+
+    def commit(self):
+        return self._call(self._target.commit)
+
+    def rollback(self):
+        return self._call(self._target.rollback)
+
+    def autocommit(self, on):
+        return self._call(self._target.autocommit, on)
+
+    def __getattr__(self, name):
+        # Only for what is not defined above. Private names of the driver object are its own business.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in _REFUSED:
+            raise self.Database.NotSupportedError("dbpool: %s() is not possible on a pooled session" % name)
+        value = getattr(self._open(), name)
+        if not callable(value) or isinstance(value, type):
+            return value
+
+        def call(*args, **kwargs):
+            if name in _TAINTS:
+                self._open()
+                self._driver.broken = True
+            return self._call(getattr(self._open(), name), *args, **kwargs)
+
+        call.__name__ = name
+        return call
+
+    def __enter__(self):
+        self._open()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    # ---- the end ----
+
+    @property
+    def open(self):
+        """True while the lease lasts."""
+        return self._lease is not None and self._lease.valid()
+
+    def close(self):
+        """Returns the lease. Never waits for the server, and never raises for a session that is gone already."""
+        if self._lease is None:
+            return
+        if self._busy:
+            raise self.Database.ProgrammingError(_BUSY)
+        lease, self._lease = self._lease, None
+        owner, self._owner = self._owner, None
+        owner.unlink(self)
+        self._profile.give_back(lease, self._driver)
+
+    def _abandon(self):
+        """Returns a lease that nobody closed. From a finaliser, a greenlet's or a thread's end: memory only."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._profile.give_up(lease, self._driver, self._busy)
+
+    def __del__(self):
+        try:
+            self._abandon()
+        except Exception:  # at interpreter exit anything may be gone; the kernel tells the broker then
+            pass
+
+    def __repr__(self):
+        lease = self._lease
+        where = "session %d" % lease.session if lease is not None else "returned"
+        return "<%s of pool %r, %s>" % (type(self).__name__, self._profile.pool.alias, where)
+
+
+# ---- whose lease it is ----
+
+
+class _GreenletEnd:
+    """Called by gevent when the greenlet is over. Holds the proxy weakly: a dropped one is still collected."""
+
+    __slots__ = ("greenlet", "proxy")
+
+    def __init__(self, greenlet, proxy):
+        self.greenlet = weakref.ref(greenlet)
+        self.proxy = weakref.ref(proxy)
+        greenlet.rawlink(self)
+
+    def __call__(self, greenlet):
+        proxy = self.proxy()
+        if proxy is not None:
+            proxy._abandon()
+
+    def unlink(self, proxy):
+        greenlet = self.greenlet()
+        if greenlet is not None:
+            greenlet.unlink(self)
+
+
+class _ThreadLeases(dict):
+    """id(proxy) -> weak reference: what one thread has leased now."""
+
+    def link(self, proxy):
+        key = id(proxy)
+        self[key] = weakref.ref(proxy, lambda ref: self.pop(key, None))
+        return self
+
+    def unlink(self, proxy):
+        self.pop(id(proxy), None)
+
+
+class _ThreadEnd:
+    """Dies with its thread's locals. Proxies know its leases and not itself: nothing else may keep it alive."""
+
+    def __init__(self):
+        self.leases = _ThreadLeases()
+
+    def __del__(self):
+        for ref in list(self.leases.values()):
+            proxy = ref()
+            if proxy is not None:
+                try:
+                    proxy._abandon()
+                except Exception:
+                    pass
+
+
+_local = threading.local()
+
+
+def _link(proxy):
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is not None:
+        current = greenlet.getcurrent()
+        if hasattr(current, "rawlink"):
+            return _GreenletEnd(current, proxy)
+    try:
+        end = _local.end
+    except AttributeError:
+        end = _local.end = _ThreadEnd()
+    return end.leases.link(proxy)
+
+
+# ---- cursors ----
+
+_CHECKED = ("execute", "executemany", "callproc", "fetchone", "fetchmany", "fetchall", "scroll", "nextset", "mogrify",
+            "fetchall_unbuffered", "__iter__", "__next__", "next", "__enter__")
+# The one step of an unbuffered cursor that reads the wire behind the connection's back: mysqlclient's and PyMySQL's.
+_READS_WIRE = ("_fetch_row", "read_next")
+
+_cursor_classes = {}
+
+
+def _checked(method):
+    def checked(self, *args, **kwargs):
+        self._dbpool_proxy._open()
+        return method(self, *args, **kwargs)
+
+    checked.__name__ = method.__name__
+    checked.__doc__ = method.__doc__
+    return checked
+
+
+def _reads_wire(method):
+    def reads_wire(self, *args, **kwargs):
+        return self._dbpool_proxy._call(method, self, *args, **kwargs)
+
+    reads_wire.__name__ = method.__name__
+    return reads_wire
+
+
+def _cursor_class(base):
+    """base, stopped when the lease ends. A subclass, so that isinstance() and the user's own methods work."""
+    made = _cursor_classes.get(base)
+    if made is None:
+        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+
+        def __init__(self, proxy):
+            self._dbpool_proxy = proxy
+            base.__init__(self, proxy)
+
+        def close(self):
+            # Harmless after the return, as close() of the connection is.
+            if self._dbpool_proxy.open:
+                base.close(self)
+            else:
+                self.connection = None
+
+        names["__init__"] = __init__
+        names["close"] = close
+        if hasattr(base, "__del__"):
+            names["__del__"] = lambda self: None  # PyMySQL's would read the rest of the rows in a finaliser
+        for name in _CHECKED:
+            if hasattr(base, name):
+                names[name] = _checked(getattr(base, name))
+        for name in _READS_WIRE:
+            if hasattr(base, name):
+                names[name] = _reads_wire(getattr(base, name))
+        made = _cursor_classes[base] = type(base.__name__, (base,), names)
+    return made

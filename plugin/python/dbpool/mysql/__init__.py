@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The Django backend: ENGINE = "dbpool.mysql"."""

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""Django's MySQL backend on the pool: only the place where connections come from is changed.
+
+Outside uWSGI (manage.py, cron jobs, tests) it is the stock backend: a private connection, POOL is checked and not used.
+Inside uWSGI a connection is a lease; close(), and with CONN_MAX_AGE 0 the end of the request, returns it. Nothing is
+asked of the server for it: what Django says to a new connection was said once to the session.
+
+HOST "localhost" (or none) means what it means to the driver: the default unix socket with mysqlclient, TCP with PyMySQL.
+"""
+
+import logging
+import warnings
+from contextlib import contextmanager
+
+import django
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.db.backends.mysql import base as stock
+from django.utils.asyncio import async_unsafe
+from django.utils.functional import cached_property
+
+from .. import _dbpool, drivers, host, settings
+from .. import pool as pools
+
+log = logging.getLogger("dbpool")
+
+Database = stock.Database
+
+
+class _Recorder:
+    """Stands for a wrapper and its cursor in stock's mysql_server_data: notes the query, or answers it."""
+
+    class Asked(Exception):
+        pass
+
+    def __init__(self, row=None):
+        self.row = row
+        self.sql = None
+
+    @contextmanager
+    def temporary_connection(self):
+        yield self
+
+    def execute(self, sql, params=None):
+        self.sql = sql
+
+    def fetchone(self):
+        if self.row is None:
+            raise self.Asked()
+        return self.row
+
+
+def _facts_sql():
+    """The query that this Django asks of each new connection; the pool asks it once per session."""
+    recorder = _Recorder()
+    try:
+        stock.DatabaseWrapper.mysql_server_data.func(recorder)
+    except _Recorder.Asked:
+        pass
+    return " ".join(recorder.sql.split())
+
+
+FACTS_SQL = _facts_sql()
+
+
+def _value(column):
+    """A column of the facts row as a driver would give it: they are numbers and names."""
+    if column is None:
+        return None
+    text = column.decode("utf-8", "replace")
+    return int(text) if text.isdigit() else text
+
+
+def _prepare(connection):
+    # As stock does with a new mysqlclient connection; see https://github.com/PyMySQL/mysqlclient/issues/489.
+    if connection.encoders.get(bytes) is bytes:
+        connection.encoders.pop(bytes)
+
+
+_warned = set()  # aliases that the log was told about CONN_MAX_AGE
+_said = set()  # problems that the log was told
+
+
+class DatabaseWrapper(stock.DatabaseWrapper):
+    def __init__(self, settings_dict, *args, **kwargs):
+        super().__init__(settings_dict, *args, **kwargs)
+        # Said in the log now, raised at the first use: Django makes the wrappers of all aliases at every request, and
+        # one bad alias is no reason to refuse pages that use another.
+        self._pool_problems = problems = []
+        self._pool_policy = settings.policy(self.alias, settings_dict.get("POOL"), problems)
+        if host.uwsgi() is not None:
+            settings.check_options(self.alias, settings_dict.get("OPTIONS") or {}, problems)
+        if problems and tuple(problems) not in _said:
+            _said.add(tuple(problems))
+            log.error("\n".join(problems))
+        self._pool = None  # the Pool of self.connection; None: it is private
+        self._connected_in = None  # epoch (forks above this process) of it
+
+    # ---- connecting ----
+
+    def get_connection_params(self):
+        if self._pool_problems:
+            raise ImproperlyConfigured("\n".join(self._pool_problems))
+        return super().get_connection_params()
+
+    @async_unsafe
+    def get_new_connection(self, conn_params):
+        self._connected_in = _dbpool.epoch()
+        self._pool = None
+        with _improperly_configured():
+            # Django's way to a server without a database is for creating test databases: private.
+            if self.alias == NO_DB_ALIAS:
+                return super().get_new_connection(conn_params)
+            try:
+                if host.where() != host.POOLED:
+                    return super().get_new_connection(conn_params)
+            except host.NotReady as why:
+                raise Database.OperationalError(0, str(why)) from None
+            profile = pools.profile(
+                Database,
+                self.alias,
+                self._pool_policy,
+                conn_params,
+                self.settings_dict["AUTOCOMMIT"],
+                self.isolation_level,
+                FACTS_SQL,
+                _prepare,
+            )
+            self._warn_of_kept_leases(profile.pool)
+            connection = profile.connect()
+        self._pool = profile.pool
+        return connection
+
+    def init_connection_state(self):
+        if self._pool is None:
+            super().init_connection_state()
+        elif django.VERSION >= (4, 2):
+            # Only looks at the server's version; what stock goes on to SET, the session has already.
+            BaseDatabaseWrapper.init_connection_state(self)
+
+    @cached_property
+    def mysql_server_data(self):
+        if self.connection is None:
+            with self.temporary_connection():
+                return self._server_data()
+        return self._server_data()
+
+    def _server_data(self):
+        if self._pool is None:
+            return stock.DatabaseWrapper.mysql_server_data.func(self)
+        row = tuple(_value(column) for column in self._pool.facts)
+        return stock.DatabaseWrapper.mysql_server_data.func(_Recorder(row))
+
+    def _warn_of_kept_leases(self, pool):
+        if self.settings_dict["CONN_MAX_AGE"] == 0 or self.alias in _warned:
+            return
+        _warned.add(self.alias)
+        concurrency = host.concurrency()
+        if concurrency and concurrency > pool.cap:
+            warnings.warn(
+                "dbpool: DATABASES[%r] has CONN_MAX_AGE %r, so each thread or greenlet keeps its session between requests; "
+                "%d of them share %d sessions, and those that come late will wait in vain. Use CONN_MAX_AGE 0."
+                % (self.alias, self.settings_dict["CONN_MAX_AGE"], concurrency, pool.cap),
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    # ---- a connection that came through a fork ----
+    #
+    # An application that queries while it is imported in the master, or that forks by itself, leaves its connection
+    # object to the child. It is the parent's: the child drops it unused, without COM_QUIT, and connects for itself.
+
+    def _forget_inherited(self):
+        connection = self.connection
+        if connection is None or self._connected_in == _dbpool.epoch():
+            return
+        if self._pool is None and self._connected_in is not None:
+            drivers.of(Database).abandon(connection)
+        self.connection = None
+        self._pool = None
+        self.in_atomic_block = False
+        self.savepoint_ids = []
+        self.needs_rollback = False
+        self.closed_in_transaction = False
+        self.run_on_commit = []
+
+    @async_unsafe
+    def ensure_connection(self):
+        self._forget_inherited()
+        super().ensure_connection()
+
+    @async_unsafe
+    def close(self):
+        self._forget_inherited()
+        super().close()
+
+    def close_if_unusable_or_obsolete(self):
+        self._forget_inherited()
+        super().close_if_unusable_or_obsolete()
+
+    def _commit(self):
+        self._forget_inherited()
+        return super()._commit()
+
+    def _rollback(self):
+        self._forget_inherited()
+        return super()._rollback()
+
+
+@contextmanager
+def _improperly_configured():
+    try:
+        yield
+    except settings.ConfigurationError as error:
+        raise ImproperlyConfigured(str(error)) from None

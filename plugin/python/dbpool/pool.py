@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""Check-out and check-in.
+
+A Pool is an alias registered with the broker; a Profile is a pool together with the options of this process's driver
+objects. The policy is the broker's: here is only the way from a lease to a connection and back. A driver object is kept
+for (session, incarnation, profile) and made again when the session in the slot is another.
+"""
+
+import logging
+import time
+
+from . import _dbpool, drivers, settings, waiting
+from .settings import ConfigurationError
+
+log = logging.getLogger("dbpool")
+
+REGISTER_TIMEOUT = 10.0  # seconds; the broker answers at once, unless the master is still starting
+
+
+class Pool:
+    """An alias, as this process registered it."""
+
+    __slots__ = ("alias", "id", "policy", "autocommit", "facts", "operational_error")
+
+    def __init__(self, alias, pool_id, policy, autocommit, operational_error):
+        self.alias = alias
+        self.id = pool_id
+        self.policy = policy
+        self.autocommit = autocommit
+        self.facts = None  # row of facts_sql of the session that was met last
+        self.operational_error = operational_error
+
+    @property
+    def cap(self):
+        return self.policy.pool_size + self.policy.max_overflow
+
+    def acquire(self):
+        """A Lease. Waits as the mode allows; the driver's OperationalError when none comes."""
+        lease = _dbpool.acquire_now(self.id)
+        if type(lease) is _dbpool.Lease:
+            return lease
+        code = lease
+        started = time.monotonic()
+        if code == _dbpool.E_BUSY:
+            lease = waiting.acquire(self.id, self.policy.timeout)
+            if type(lease) is _dbpool.Lease:
+                return lease
+            code = lease
+        raise self.error(code, time.monotonic() - started)
+
+    def error(self, code, waited):
+        if code == _dbpool.E_FAILED:
+            number, text = _dbpool.error(self.id)
+            return self.operational_error(number, text or "dbpool: pool '%s' cannot open a session" % self.alias)
+        if code == _dbpool.E_FULL:
+            return self.operational_error(0, "dbpool: pool '%s': its queue is full; %s" % (self.alias, self.situation()))
+        if code in (_dbpool.E_TIMEOUT, _dbpool.E_BUSY):
+            return self.operational_error(
+                0,
+                "dbpool: pool '%s': no session came free within %g s (waited %.1f s); %s"
+                % (self.alias, self.policy.timeout, waited, self.situation()),
+            )
+        return self.operational_error(
+            0, "dbpool: pool '%s': the uWSGI master's broker does not answer (%d)" % (self.alias, code)
+        )
+
+    def situation(self):
+        """Who holds what, for an error text."""
+        stats = _dbpool.stats(self.id)
+        count, holders = _dbpool.holders(self.id)
+        text = "cap %d (pool_size %d + max_overflow %d), %d leased, %d waiting" % (
+            self.cap,
+            self.policy.pool_size,
+            self.policy.max_overflow,
+            stats["leased"],
+            stats["waiting"],
+        )
+        for state in ("opening", "resetting", "closing"):
+            if stats[state]:
+                text += ", %d %s" % (stats[state], state)
+        if holders:
+            text += "; held by " + ", ".join("%s (pid %d): %d" % holder for holder in holders)
+            if count > len(holders):
+                text += ", and %d more" % (count - len(holders))
+        return text
+
+
+class Profile:
+    """A pool, and driver objects made with one set of options. Any thread."""
+
+    __slots__ = ("pool", "driver", "spec", "local", "prepare", "objects", "trash")
+
+    def __init__(self, pool, driver, spec, local, prepare):
+        self.pool = pool
+        self.driver = driver
+        self.spec = {key: value for key, value in spec.items() if key != "password"}
+        self.local = local
+        self.prepare = prepare
+        self.objects = {}  # session slot -> Driver
+        self.trash = []  # driver objects that a finaliser took out of use
+
+    def connect(self):
+        """A connection of the driver's kind on a session of the pool: acquires, and makes or refreshes the object."""
+        waiting.enable()
+        if self.trash:
+            self._empty_trash()
+        lease = self.pool.acquire()
+        driver = self.objects.get(lease.session)
+        if driver is None or driver.incarnation != lease.incarnation:
+            driver = self._make(lease)
+            fresh = True
+        else:
+            fresh = False
+        try:
+            if fresh and self.prepare is not None:
+                self.prepare(driver.connection)
+            driver.checkout(lease.status())
+            return self.driver.Connection(self, lease, driver)
+        except BaseException:
+            self._discard(driver)
+            lease.release(0, _dbpool.DOOM)
+            raise
+
+    def _make(self, lease):
+        stale = self.objects.pop(lease.session, None)
+        if stale is not None:
+            stale.destroy()
+        self._sweep()
+        try:
+            driver = self.driver.Driver(lease, self.spec, self.local)
+        except drivers.SessionUnavailable as unavailable:
+            (code,) = unavailable.args
+            lease.release(lease.status(), _dbpool.CLEAN if code == _dbpool.E_TIMEOUT else _dbpool.DOOM)
+            raise self.pool.error(_dbpool.E_CLOSED, 0.0) from unavailable
+        except BaseException:
+            # Not a byte was written to the session yet.
+            lease.release(lease.status(), _dbpool.CLEAN)
+            raise
+        self.pool.facts = driver.facts_row
+        self.objects[lease.session] = driver
+        return driver
+
+    def _sweep(self):
+        """Objects whose session has ended: their fds would stay open until the slot is met again."""
+        for driver in list(self.objects.values()):
+            if driver.gone():
+                self._discard(driver)
+
+    def _discard(self, driver):
+        if self.objects.get(driver.session) is driver:
+            del self.objects[driver.session]
+        driver.destroy()
+
+    def _empty_trash(self):
+        while self.trash:
+            self.trash.pop().destroy()
+
+    def give_back(self, lease, driver):
+        """The lease was closed by its user."""
+        how, status, keep = driver.settle(self.pool.autocommit)
+        if not keep:
+            # Before the return: until then the session is nobody else's.
+            self._discard(driver)
+        lease.release(status, how)
+
+    def give_up(self, lease, driver, busy):
+        """The lease was lost. Called where nothing may wait and nothing may be written."""
+        if not lease.valid():
+            return
+        how, status, keep = driver.settle(self.pool.autocommit)
+        if busy:
+            how, keep = _dbpool.DOOM, False
+        elif how == _dbpool.CLEAN:
+            how = _dbpool.RESET
+        if not keep:
+            if self.objects.get(driver.session) is driver:
+                del self.objects[driver.session]
+            self.trash.append(driver)
+        lease.release(status, how)
+
+
+# ---- finding them ----
+
+_profiles = {}  # alias -> [(key, Profile), ...]
+_epoch = _dbpool.epoch()
+
+
+def profile(database, alias, policy, params, autocommit, isolation_level, facts_sql, prepare=None):
+    """The Profile for these settings; registers the pool when this process meets it first.
+
+    Raises ConfigurationError (also when the alias lives already with another identity)."""
+    global _epoch
+    if _epoch != _dbpool.epoch():
+        # A forked child: what the parent made is the parent's. Its driver objects stay alive unused (native.c, wire.c).
+        _profiles.clear()
+        _epoch = _dbpool.epoch()
+    key = (params, policy, autocommit, isolation_level)
+    known = _profiles.setdefault(alias, [])
+    for have, found in known:
+        if have == key:
+            return found
+    driver = drivers.of(database)
+    spec, local = settings.split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
+    try:
+        code, pool_id, text = _dbpool.register(spec, REGISTER_TIMEOUT)
+    except ValueError as wrong:
+        raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, wrong)) from None
+    if code in (_dbpool.E_CONFLICT, _dbpool.E_INVALID):
+        raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, text))
+    if code == _dbpool.E_FULL:
+        raise ConfigurationError("dbpool: DATABASES[%r]: this uWSGI instance has too many pools" % alias)
+    pool = Pool(alias, pool_id, policy, bool(autocommit), database.OperationalError)
+    if code:
+        raise pool.error(_dbpool.E_CLOSED, REGISTER_TIMEOUT)
+    made = Profile(pool, driver, spec, local, prepare)
+    known.append((key, made))
+    return made

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""From DATABASES[alias] to a pool.
+
+POOL, all keys optional (the names and meanings are those of SQLAlchemy's QueuePool, which django-db-conn-pool passed
+through; but here they count for the whole uWSGI instance, all workers together):
+
+    pool_size     sessions that are kept, default 5
+    max_overflow  further sessions while they are needed, ended when they come back and nobody waits; default 10.
+                  pool_size + max_overflow is the cap: it is never passed, so neither -1 nor 0 means "no limit"
+    timeout       seconds that a request waits for a session, default 30; 0: does not wait
+    recycle       seconds after which a session is ended instead of handed out; None or -1 (default): no limit
+
+The parameters of a connection fall in two: what the server can see makes the pool, so all processes must agree in it;
+the rest belongs to the driver objects of one process.
+"""
+
+import re
+from collections import namedtuple
+
+from ._dbpool import SESSIONS_MAX
+
+Policy = namedtuple("Policy", "pool_size max_overflow timeout recycle")
+
+DEFAULT_CONNECT_TIMEOUT = 10  # seconds, as PyMySQL; libmysqlclient waits for ever
+
+# Protocol flags that are part of a pool's identity (core/dbpool.h: client_flags).
+FOUND_ROWS = 1 << 1
+LOCAL_FILES = 1 << 7
+IGNORE_SPACE = 1 << 8
+INTERACTIVE = 1 << 10
+MULTI_STATEMENTS = 1 << 16
+IDENTITY_FLAGS = FOUND_ROWS | LOCAL_FILES | IGNORE_SPACE | INTERACTIVE | MULTI_STATEMENTS
+
+_NOT_POOLED = {
+    "read_default_file": "write its values into DATABASES",
+    "read_default_group": "write its values into DATABASES",
+    "compress": "sessions are not compressed",
+    "named_pipe": "use HOST",
+    "ssl": "sessions have no TLS to the server",
+    "ssl_mode": "sessions have no TLS to the server",
+    "auth_plugin": "the pool's connector follows the server's choice",
+    "auth_plugin_map": "the pool's connector follows the server's choice",
+    "server_public_key": "the pool's connector asks the server",
+    "bind_address": "sessions are opened by the pool's connector",
+    "program_name": "sessions are opened by the pool's connector",
+    "reconnect": "a lost session is replaced by the pool",
+    "defer_connect": "use the connection when it is needed",
+    "charset_collation": "use charset",
+    "collation": "put SET collation_connection into init_command",
+}
+
+
+class ConfigurationError(Exception):
+    """Settings that cannot work; the text is for the person who wrote them."""
+
+
+def _number(kinds, low, high, what):
+    def check(value):
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise ValueError(what)
+        return value
+
+    return check
+
+
+def _recycle(value):
+    what = "a number of seconds, at least 1, or None or -1 for no limit"
+    if value is None or (value == -1 and not isinstance(value, bool)):
+        return 0
+    return int(_number(int, 1, 2**31 - 1, what)(value))
+
+
+_POLICY = {
+    "pool_size": (5, _number(int, 1, SESSIONS_MAX, "an integer from 1 to %d" % SESSIONS_MAX)),
+    "max_overflow": (10, _number(int, 0, SESSIONS_MAX, "an integer from 0 to %d" % SESSIONS_MAX)),
+    "timeout": (30, _number((int, float), 0, 86400, "a number of seconds from 0 to 86400")),
+    "recycle": (None, _recycle),
+}
+
+
+def policy(alias, pool, problems):
+    """POOL as a Policy (recycle 0: no limit). Appends to problems what is wrong; None then."""
+    before = len(problems)
+    if pool is None:
+        pool = {}
+    if not isinstance(pool, dict):
+        problems.append("DATABASES[%r]['POOL'] must be a dict, not %r" % (alias, pool))
+        return None
+    values = {}
+    for key in sorted(set(pool) - set(_POLICY), key=str):
+        problems.append(
+            "DATABASES[%r]['POOL'][%r] is not an option; there are %s" % (alias, key, ", ".join(sorted(_POLICY)))
+        )
+    for key, (default, check) in _POLICY.items():
+        value = pool.get(key, default)
+        try:
+            values[key] = check(value)
+        except ValueError as expected:
+            problems.append("DATABASES[%r]['POOL'][%r] must be %s, not %r" % (alias, key, expected, value))
+    if len(problems) == before and values["pool_size"] + values["max_overflow"] > SESSIONS_MAX:
+        problems.append(
+            "DATABASES[%r]['POOL']: pool_size + max_overflow must be at most %d, not %d"
+            % (alias, SESSIONS_MAX, values["pool_size"] + values["max_overflow"])
+        )
+    return Policy(**values) if len(problems) == before else None
+
+
+def check_options(alias, options, problems):
+    """Appends to problems each entry of OPTIONS that cannot be pooled."""
+    for key in sorted(options, key=str):
+        why = _NOT_POOLED.get(key)
+        if why is None and str(key).startswith("ssl_"):
+            why = _NOT_POOLED["ssl"]
+        if why is not None and options[key] not in (None, False, "", 0) and options[key] != {}:
+            problems.append("DATABASES[%r]['OPTIONS'][%r] cannot be pooled yet: %s" % (alias, key, why))
+
+
+def raise_problems(problems):
+    """All of them in one ConfigurationError; returns when there are none."""
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+
+
+# What the server sees. Everything else in the parameters goes to the driver object as it is.
+_SERVER_VISIBLE = frozenset(
+    "host port unix_socket user password passwd database db charset client_flag multi_statements sql_mode init_command "
+    "local_infile autocommit connect_timeout".split()
+) | frozenset(_NOT_POOLED)
+
+
+def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql):
+    """(spec, local): spec is a dict of dbp_pool_spec's fields, local the keyword arguments of this process's objects.
+
+    params is what Django would give to the driver's connect(); driver is a module of dbpool.drivers. Raises
+    ConfigurationError. The spec holds the password: do not log it."""
+    problems = []
+    check_options(alias, params, problems)
+
+    def text(*names):
+        for name in names:
+            value = params.get(name)
+            if value is not None and value != "":
+                if isinstance(value, str):
+                    return value.encode(driver.PASSWORD_ENCODING if name in ("password", "passwd") else "utf-8")
+                if isinstance(value, bytes):
+                    return value
+                problems.append("DATABASES[%r]: %s must be a string, not %r" % (alias, name, type(value).__name__))
+                return b""
+        return b""
+
+    def number(name, default, low, high):
+        value = params.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            problems.append("DATABASES[%r]: %s must be an integer from %d to %d, not %r" % (alias, name, low, high, value))
+            return default
+        return value
+
+    charset = text("charset") or b"utf8mb4"
+    if not re.fullmatch(rb"[A-Za-z0-9_]+", charset):
+        problems.append("DATABASES[%r]: charset %r is not a name" % (alias, params.get("charset")))
+    statements = []
+    if text("init_command"):
+        statements.append(text("init_command"))
+    sql_mode = params.get("sql_mode")
+    if sql_mode:
+        if isinstance(sql_mode, str) and re.fullmatch(r"[A-Za-z0-9_, -]+", sql_mode):
+            statements.append(b"SET SESSION sql_mode='%s'" % sql_mode.encode())
+        else:
+            problems.append("DATABASES[%r]: sql_mode %r is not a list of modes" % (alias, sql_mode))
+    elif sql_mode == "" and driver.EMPTY_SQL_MODE_IS_SENT:
+        statements.append(b"SET SESSION sql_mode=''")
+    if isolation_level:
+        statements.append(b"SET SESSION TRANSACTION ISOLATION LEVEL " + isolation_level.upper().encode())
+    # Stock sends it only where the server's default is 1; to a session of ours it is said once, and costs nothing then.
+    statements.append(b"SET SQL_AUTO_IS_NULL = 0")
+
+    host, unix_socket = driver.address(text("host").decode(), text("unix_socket").decode())
+    spec = {
+        "alias": alias.encode(),
+        "host": host.encode(),
+        "unix_socket": unix_socket.encode(),
+        "port": number("port", 0, 0, 65535),
+        "user": text("user"),
+        "password": text("password", "passwd"),
+        "database": text("database", "db"),
+        "charset": charset,
+        "init_sql": statements,
+        "facts_sql": facts_sql.encode(),
+        "client_flags": driver.client_flags(params) & IDENTITY_FLAGS,
+        "autocommit": int(bool(autocommit)),
+        "connect_timeout_s": number("connect_timeout", DEFAULT_CONNECT_TIMEOUT, 1, 3600),
+        "pool_size": policy.pool_size,
+        "max_overflow": policy.max_overflow,
+        "recycle_s": policy.recycle,
+    }
+    raise_problems(problems)
+    local = {key: value for key, value in params.items() if key not in _SERVER_VISIBLE}
+    local.update(driver.same_in_both(params))
+    return spec, local

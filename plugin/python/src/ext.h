@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT
+ * dbpool._dbpool, the CPython side of the pool: what its files share.
+ *
+ *   api.c     finds the uWSGI plugin's dbpool_api, attaches this process, notices forks
+ *   pool.c    register, counters, and the types Lease and Wait
+ *   session.c a leased session's fd and facts, and the login replay as a server thread
+ *   wait.c    waiting for an fd: the hub's hook, or poll(2) in slices
+ *   native.c  the MYSQL behind a stock mysqlclient object
+ *   wire.c    the socket-like object that PyMySQL talks to
+ *   epoll.c   the private epoll of the gevent reactor
+ *
+ * Everything is called with the GIL held unless a comment says otherwise. Functions that return int answer -1 with a
+ * Python exception set.
+ */
+#ifndef DBPOOL_PY_EXT_H
+#define DBPOOL_PY_EXT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core.h"
+
+/* ---- api.c ---- */
+
+/* The plugin's functions. NULL with _dbpool.Unavailable set: no plugin in this process, or one of another version. */
+const struct dbp_api *dbp_py_api(void);
+/* This process's client, attached by the first call. NULL with _dbpool.Unavailable set. */
+struct dbp_client *dbp_py_client(void);
+/* Counts the forks above this process: whatever was made under another number belongs to a parent. */
+unsigned dbp_py_epoch(void);
+/* An absolute deadline, seconds from now. */
+uint64_t dbp_py_deadline(double seconds);
+int dbp_py_api_init(PyObject *module);
+
+/* ---- wait.c ---- */
+
+/* Waits until fd is ready, timeout_ms < 0 without limit: by the hook when there is one and it takes the wait, else by
+ * poll(2) without the GIL. 1 ready, 0 timed out, -1 with the exception that ended the wait. */
+int dbp_py_wait(int fd, bool reading, int timeout_ms);
+/* The same from inside a C library, with or without the GIL. failed(fd) is called with the GIL held and the exception
+ * set; what it leaves set is dropped. Without a hook the GIL is not touched unless the wait is long. */
+int dbp_py_wait_unlocked(int fd, bool reading, int timeout_ms, void (*failed)(int fd));
+PyObject *dbp_py_set_wait_hook(PyObject *module, PyObject *hook);
+PyObject *dbp_py_wait_fd(PyObject *module, PyObject *args);
+
+/* ---- pool.c ---- */
+
+typedef struct {
+    PyObject_HEAD
+    struct dbp_lease lease;
+    unsigned epoch;
+    bool held;
+} dbp_py_lease;
+
+extern PyTypeObject dbp_py_lease_type;
+extern PyTypeObject dbp_py_wait_type;
+extern PyMethodDef dbp_py_pool_methods[];
+
+/* True while the lease is this process's and unreturned. */
+bool dbp_py_lease_held(const dbp_py_lease *self);
+
+/* ---- session.c ---- */
+
+typedef struct {
+    PyObject_HEAD
+    struct dbp_session_facts facts;
+} dbp_py_facts;
+
+extern PyTypeObject dbp_py_facts_type;
+extern PyTypeObject dbp_py_replay_server_type;
+extern PyMethodDef dbp_py_session_methods[];
+
+/* ---- the other types ---- */
+
+extern PyTypeObject dbp_py_native_type;
+extern PyTypeObject dbp_py_wire_type;
+extern PyTypeObject dbp_py_epoll_type;
+
+/* guard_fd/unguard_fd when a plugin is there; nothing otherwise (tests). */
+int dbp_py_guard(int fd);
+void dbp_py_unguard(int fd);
+/* The plugin's fence, or the same done here. 0 or -1. */
+int dbp_py_fence(int fd);
+
+#endif
