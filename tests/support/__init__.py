@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: MIT
+"""Real processes for tests and the demo: a private MariaDB, a uWSGI with the built plugin, and ways to look at both.
+
+Standard library and PyMySQL only. Everything lives in a temporary directory and is a context manager.
+"""
+
+from .mariadb import Server
+from .procs import (descendants, fd_census, free_port, is_alive, session_sockets, start_time, voluntary_switches,
+                    wait_until)
+from .uwsgi import Uwsgi
+from .web import Response, concurrently, fetch, in_background
+
+__all__ = ['Response', 'Server', 'Uwsgi', 'concurrently', 'descendants', 'fd_census', 'fetch', 'free_port',
+           'in_background', 'is_alive', 'session_sockets', 'start_time', 'voluntary_switches', 'wait_until']

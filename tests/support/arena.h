@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT
+ * The stage of the race tests: a real broker in this process, the fake connector and server in a child, one pool, and
+ * at the end the question whether all of it is whole.
+ */
+#ifndef DBPOOL_TEST_ARENA_H
+#define DBPOOL_TEST_ARENA_H
+
+#include "broker.h"
+#include "fake_connector.h"
+
+struct arena {
+    struct dbp_share share;
+    struct dbp_broker *broker;
+    struct fake *fake;
+    pid_t connector;
+    int control, fds_before, cap;
+    struct dbp_pool_counters *count;
+    struct dbp_client *client; /* this process's own, once arena_client was called */
+    uint32_t pool;
+};
+
+/* Sets it all up for n_procs slots. False with a line on stderr. */
+bool arena_open(struct arena *arena, uint32_t n_procs, uint32_t pool_size, uint32_t max_overflow);
+/* Attaches the calling process and registers the pool. */
+bool arena_client(struct arena *arena, const char *label, struct dbp_client **clientp);
+/* When nobody is active any more: every session can be had at once, counters equal the words, the server never had
+ * more than the cap, this process's fds are as many as they should be. False with lines on stderr. */
+bool arena_is_whole(struct arena *arena);
+/* Stops all; false when a process or an fd is left. */
+bool arena_close(struct arena *arena);
+
+#endif

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT
+ * A client process that does what the test tells it: see puppet.h.
+ */
+#include "puppet.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int obey(struct puppet *p, const struct dbp_share *share, struct dbp_client **client) {
+    uint32_t w = p->which;
+
+    switch (p->verb) {
+    case PUPPET_ATTACH:
+        return dbp_client_attach(share, "puppet", p->deadline_us, client);
+    case PUPPET_REGISTER:
+        return dbp_client_register(*client, &p->spec, p->deadline_us, p->text, sizeof p->text, &p->pool);
+    case PUPPET_ACQUIRE:
+        return dbp_acquire(*client, p->pool, p->deadline_us, NULL, NULL, &p->leases[w]);
+    case PUPPET_ACQUIRE_NOW:
+        return dbp_acquire_now(*client, p->pool, &p->leases[w]);
+    case PUPPET_BEGIN:
+        return dbp_wait_begin(*client, p->pool, DBP_WAIT_EVENT, &p->waits[w]);
+    case PUPPET_POLL:
+        return dbp_wait_poll(*client, &p->waits[w], &p->leases[w]);
+    case PUPPET_CANCEL:
+        return dbp_wait_cancel(*client, &p->waits[w], &p->leases[w]);
+    case PUPPET_RELEASE:
+        if (p->fds[w] >= 0)
+            close(p->fds[w]);
+        p->fds[w] = -1;
+        return dbp_release(*client, &p->leases[w], p->status, p->how);
+    case PUPPET_FETCH:
+        p->status = dbp_lease_status(*client, &p->leases[w]);
+        return dbp_session_fetch(*client, &p->leases[w], p->deadline_us, &p->fds[w], &p->facts);
+    case PUPPET_QUERY:
+        return session_query(p->fds[w], p->sql, &p->nonce, &p->status);
+    case PUPPET_SEND:
+        return session_send(p->fds[w], p->sql);
+    case PUPPET_CENSUS:
+        return fd_census(0);
+    case PUPPET_ERROR:
+        dbp_pool_error(*client, p->pool, &p->error);
+        return 0;
+    }
+    return -1;
+}
+
+static void run(struct puppet *p, const struct dbp_share *share) {
+    struct dbp_client *client = NULL;
+
+    for (uint32_t n = 1;; n++) {
+        while (atomic_load(&p->asked) < n)
+            poll(NULL, 0, 1);
+        p->rc = obey(p, share, &client);
+        atomic_store(&p->done, n);
+    }
+}
+
+struct puppet *puppet_new(const struct dbp_share *share) {
+    struct puppet *p = shared_memory(sizeof *p);
+
+    memset(p->fds, -1, sizeof p->fds);
+    pid_t pid = fork_child();
+    if (pid == 0)
+        run(p, share);
+    p->pid = pid;
+    return p;
+}
+
+void puppet_start(struct puppet *p, enum puppet_verb verb) {
+    p->verb = verb;
+    p->deadline_us = in_seconds(WAIT_S);
+    atomic_fetch_add(&p->asked, 1);
+}
+
+int puppet_result(struct puppet *p) {
+    return eventually_at_least(&p->done, atomic_load(&p->asked)) ? p->rc : INT32_MIN;
+}
+
+int puppet_do(struct puppet *p, enum puppet_verb verb) {
+    puppet_start(p, verb);
+    return puppet_result(p);
+}
+
+struct puppet *puppet_ready(const struct dbp_share *share, const struct dbp_pool_spec *spec) {
+    struct puppet *p = puppet_new(share);
+
+    p->spec = *spec;
+    if (puppet_do(p, PUPPET_ATTACH) != 0 || puppet_do(p, PUPPET_REGISTER) != 0)
+        abort();
+    return p;
+}
+
+int puppet_acquire(struct puppet *p, uint32_t which) {
+    p->which = which;
+    return puppet_do(p, PUPPET_ACQUIRE);
+}
+
+int puppet_release(struct puppet *p, uint32_t which, enum dbp_return how) {
+    p->which = which;
+    p->how = how;
+    return puppet_do(p, PUPPET_RELEASE);
+}
+
+int puppet_query(struct puppet *p, uint32_t which, const char *sql) {
+    p->which = which;
+    snprintf(p->sql, sizeof p->sql, "%s", sql);
+    if (p->fds[which] < 0) {
+        int rc = puppet_do(p, PUPPET_FETCH);
+        if (rc != 0)
+            return rc;
+    }
+    return puppet_do(p, PUPPET_QUERY);
+}
