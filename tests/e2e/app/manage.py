@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: MIT
+"""Django's command line for the application under test."""
+
+import os
+import sys
+
+if __name__ == '__main__':
+    os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'settings')
+    from django.core.management import execute_from_command_line
+    execute_from_command_line(sys.argv)

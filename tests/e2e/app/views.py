@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: MIT
+"""The pages that the end-to-end tests ask for. They only do what an application may do; the tests judge.
+
+Waiting for a test is done by files in the directory DBPOOL_TEST names: a page says "I am there" by making NAME.here and
+waits for NAME.go, so that no test depends on time.
+"""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from django.conf import settings
+from django.db import connection, connections, transaction
+from django.http import JsonResponse, StreamingHttpResponse
+
+import uwsgi
+
+IMPORTED = {}
+KEPT = {}
+
+
+def _who(**more):
+    return dict(more, worker=uwsgi.worker_id(), pid=os.getpid())
+
+
+def _connection_id(alias='default'):
+    with connections[alias].cursor() as cursor:
+        cursor.execute('SELECT CONNECTION_ID()')
+        return cursor.fetchone()[0]
+
+
+def _meet(name):
+    """Tells the test that this page is here and waits until the test lets it go on."""
+    base = os.path.join(settings.GIVEN['meet'], name)
+    with open(base + '.new', 'w') as f:
+        f.write(str(uwsgi.worker_id()))
+    os.rename(base + '.new', base + '.here')
+    while not os.path.exists(base + '.go'):
+        time.sleep(0.01)
+
+
+def at_import():
+    IMPORTED.update(id=_connection_id(), pid=os.getpid())
+
+
+def ping(request):
+    return JsonResponse(_who())
+
+
+def busy(request):
+    """?meet=: takes a worker's time, without database."""
+    _meet(request.GET['meet'])
+    return JsonResponse(_who())
+
+
+def gate(request):
+    """A query that waits in the server while the test keeps the gate closed."""
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT COUNT(*), CONNECTION_ID() FROM gate')
+        _, found = cursor.fetchone()
+    return JsonResponse(_who(id=found))
+
+
+def leases(request):
+    """?n=: so many leases one after the other, a query in each."""
+    ids = set()
+    for _ in range(int(request.GET['n'])):
+        ids.add(_connection_id())
+        connection.close()
+    return JsonResponse(_who(ids=sorted(ids)))
+
+
+def leases_after(request):
+    """The same once the test says go."""
+    _meet(request.GET['meet'])
+    return leases(request)
+
+
+def imported(request):
+    return JsonResponse(_who(imported=IMPORTED, id=_connection_id()))
+
+
+def rows(request):
+    """?ids=1,2,3&token=...: each id's nonce, by one query each, with the token that came along."""
+    found = []
+    for pk in request.GET['ids'].split(','):
+        with connection.cursor() as cursor:
+            cursor.execute('SELECT id, nonce, %s FROM nonces WHERE id = %s', [request.GET['token'], int(pk)])
+            found.append(cursor.fetchone())
+    return JsonResponse(_who(rows=found, id=_connection_id()))
+
+
+def many(request):
+    """?first=&last=: a result set of many packets."""
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT id, nonce, REPEAT(nonce, 200) FROM nonces WHERE id BETWEEN %s AND %s ORDER BY id',
+                       [int(request.GET['first']), int(request.GET['last'])])
+        found = [(pk, nonce, long == nonce * 200) for pk, nonce, long in cursor.fetchall()]
+    return JsonResponse(_who(rows=found))
+
+
+def sql(request):
+    """POST {"statements": [...], "alias": ..., "atomic": bool, "meet": name}: each statement's rows.
+
+    meet waits between the last statement and the end of the lease. An exception is reported, not raised.
+    """
+    wanted = json.loads(request.body)
+    alias = wanted.get('alias', 'default')
+    answer = {'results': []}
+    try:
+        if wanted.get('atomic'):
+            with transaction.atomic(using=alias):
+                _execute(alias, wanted, answer)
+        else:
+            _execute(alias, wanted, answer)
+    except Exception as error:
+        answer.update(_describe(error))
+    return JsonResponse(_who(**answer))
+
+
+def _execute(alias, wanted, answer):
+    for statement in wanted['statements']:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(statement)
+            answer['results'].append([[_plain(value) for value in row] for row in cursor.fetchall()]
+                                     if cursor.description else cursor.rowcount)
+    if wanted.get('id', True):
+        answer['id'] = _connection_id(alias)
+    if wanted.get('meet'):
+        _meet(wanted['meet'])
+
+
+def _plain(value):
+    return value.decode('latin-1') if isinstance(value, bytes) else value if value is None else str(value) \
+        if not isinstance(value, (int, str)) else value
+
+
+def _describe(error):
+    cause = error.__cause__
+    return {'error': type(error).__name__, 'module': type(error).__module__, 'text': str(error),
+            'code': error.args[0] if error.args else None,
+            'cause': cause and '%s.%s' % (type(cause).__module__, type(cause).__name__)}
+
+
+def sleep(request):
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT SLEEP(%s), CONNECTION_ID()', [float(request.GET['s'])])
+        slept, found = cursor.fetchone()
+    return JsonResponse(_who(slept=slept, id=found))
+
+
+def autocommit_off(request):
+    """Leaves the lease with autocommit off and a change that nobody committed."""
+    connection.set_autocommit(False)
+    with connection.cursor() as cursor:
+        cursor.execute('UPDATE counters SET n = n + 1 WHERE id = 1')
+    return JsonResponse(_who(id=_connection_id()))
+
+
+def autocommit_seen(request):
+    """What the server and the driver object each say of autocommit."""
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT @@autocommit, CONNECTION_ID()')
+        server, found = cursor.fetchone()
+    return JsonResponse(_who(server=server, driver=bool(connection.connection.get_autocommit()), id=found))
+
+
+def escaped(request):
+    """What a quote and a backslash look like to the server after the driver has escaped them."""
+    wanted = "it's a \\ \\' \" trap"
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT %s, @@sql_mode, CONNECTION_ID()', [wanted])
+        seen, mode, found = cursor.fetchone()
+    return JsonResponse(_who(same=seen == wanted, seen=seen, mode=mode, id=found))
+
+
+def atomic_raise(request):
+    """A change and an exception inside a transaction: a 500 to the client, nothing at the server."""
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute('UPDATE counters SET n = n + 1 WHERE id = 1')
+        raise RuntimeError('on purpose')
+
+
+def stream(request):
+    """?n=&meet=: n rows, a query each, while the response is being sent."""
+    def produce():
+        for number in range(int(request.GET['n'])):
+            with connection.cursor() as cursor:
+                cursor.execute('SELECT nonce, CONNECTION_ID() FROM nonces WHERE id = %s', [number + 1])
+                yield '%s %d\n' % cursor.fetchone()
+            if number == 0 and 'meet' in request.GET:
+                _meet(request.GET['meet'])
+    return StreamingHttpResponse(produce())
+
+
+def leak(request):
+    """?n=: n greenlets or threads (what threading gives) that query, never close, and end."""
+    ids = []
+
+    def work():
+        ids.append(_connection_id())
+
+    workers = [threading.Thread(target=work) for _ in range(int(request.GET['n']))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return JsonResponse(_who(ids=ids))
+
+
+def kept(request):
+    """Uses a cursor and a driver connection after their lease was returned."""
+    cursor = connection.cursor()
+    cursor.execute('SELECT CONNECTION_ID()')
+    cursor.fetchall()
+    raw = connection.connection
+    raw_cursor = raw.cursor()
+    connection.close()
+    outcomes = {}
+    for name, attempt in [('django cursor', lambda: cursor.execute('SELECT 1')),
+                          ('driver cursor', lambda: raw_cursor.execute('SELECT 1')),
+                          ('driver commit', lambda: raw.commit()),
+                          ('driver cursor()', lambda: raw.cursor().execute('SELECT 1')),
+                          ('driver ping', lambda: raw.ping())]:
+        try:
+            attempt()
+            outcomes[name] = 'no error'
+        except Exception as error:
+            outcomes[name] = type(error).__name__
+    return JsonResponse(_who(outcomes=outcomes))
+
+
+def unread(request):
+    """Returns a lease whose driver still has rows to read."""
+    _connection_id()
+    raw = connection.connection
+    found = _connection_id()
+    cursor = raw.cursor(_unbuffered())
+    cursor.execute('SELECT id, REPEAT(nonce, 1000) FROM nonces')
+    cursor.fetchone()
+    KEPT['unread'] = cursor
+    return JsonResponse(_who(id=found))
+
+
+def _unbuffered():
+    import MySQLdb
+    return MySQLdb.cursors.SSCursor
+
+
+def hold(request):
+    """?meet=: leases a session and keeps it until the test says go."""
+    found = _connection_id()
+    _meet(request.GET['meet'])
+    return JsonResponse(_who(id=found))
+
+
+def die(request):
+    """?how=kill|segv|exit&only=&meet=: leases, waits, and takes the whole process along if it is worker `only`."""
+    if uwsgi.worker_id() != int(request.GET['only']):
+        _meet(request.GET['meet'])
+        return JsonResponse(_who())
+    found = _connection_id()
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT GET_LOCK(%s, 0)', ['held by the dead'])
+        cursor.fetchall()
+    _meet(request.GET['meet'])
+    how = request.GET['how']
+    if how == 'exit':
+        os._exit(1)
+    os.kill(os.getpid(), signal.SIGSEGV if how == 'segv' else signal.SIGKILL)
+    return JsonResponse(_who(id=found))
+
+
+def child(request):
+    """?how=fork|subprocess: the fds that a child of a worker with a lease has, and that the lease still works."""
+    before = _connection_id()
+    if request.GET['how'] == 'fork':
+        # The plain fork: gevent's own restarts its hub in the child, which is not what is looked at here.
+        monkey = sys.modules.get('gevent.monkey')
+        fork, waitpid = ((monkey.get_original('os', 'fork'), monkey.get_original('os', 'waitpid')) if monkey else
+                         (os.fork, os.waitpid))
+        reader, writer = os.pipe()
+        pid = fork()
+        if pid == 0:
+            try:
+                os.write(writer, json.dumps(_sockets()).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader) as f:
+            sockets = json.loads(f.read())
+        waitpid(pid, 0)
+    else:
+        source = 'import json, os\n%s\nprint(json.dumps(_sockets()))' % inspect.getsource(_sockets)
+        sockets = json.loads(subprocess.run([settings.GIVEN['python'], '-c', source], stdout=subprocess.PIPE,
+                                            close_fds=False, check=True).stdout)
+    return JsonResponse(_who(before=before, after=_connection_id(), sockets=sockets))
+
+
+def _sockets():
+    found = []
+    for name in os.listdir('/proc/self/fd'):
+        try:
+            target = os.readlink('/proc/self/fd/' + name)
+        except OSError:
+            continue
+        if target.startswith('socket:'):
+            found.append(target)
+    return found
+
+
+def monitors(request):
+    """How often connection_created came within one request that leases twice."""
+    from django.db.backends.signals import connection_created
+    seen = []
+
+    def note(sender, connection, **kwargs):
+        seen.append(connection.alias)
+
+    connection_created.connect(note)
+    try:
+        _connection_id()
+        _connection_id()
+        connection.close()
+        _connection_id()
+    finally:
+        connection_created.disconnect(note)
+    return JsonResponse(_who(seen=seen))
+
+
+def alarmed(request):
+    """Whether a signal's handler runs while a query waits: an exception from it must end the wait.
+
+    The query is much longer than the test's patience, so a handler that runs only after it fails the test.
+    """
+    class Alarmed(Exception):
+        pass
+
+    def handler(signum, frame):
+        raise Alarmed
+
+    found = _connection_id()
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute('SELECT SLEEP(300)')
+            outcome = 'no error'
+    except Alarmed:
+        outcome = 'Alarmed'
+    except Exception as error:
+        outcome = type(error).__name__
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return JsonResponse(_who(id=found, outcome=outcome))
+
+
+def gevent_timeout(request):
+    """The same with gevent.Timeout thrown into the waiting greenlet."""
+    import gevent
+    found = _connection_id()
+    try:
+        with gevent.Timeout(0.3):
+            with connection.cursor() as cursor:
+                cursor.execute('SELECT SLEEP(300)')
+            outcome = 'no error'
+    except gevent.Timeout:
+        outcome = 'Timeout'
+    except Exception as error:
+        outcome = type(error).__name__
+    return JsonResponse(_who(id=found, outcome=outcome))
+
+
+def shared_object(request):
+    """Two greenlets or threads on one driver connection at the same time."""
+    _connection_id()
+    raw = connection.connection
+    outcomes = []
+
+    def slow():
+        try:
+            cursor = raw.cursor()
+            cursor.execute('SELECT SLEEP(1)')
+            outcomes.append('first: ok')
+        except Exception as error:
+            outcomes.append('first: ' + type(error).__name__)
+
+    first = threading.Thread(target=slow)
+    first.start()
+    time.sleep(0.2)
+    try:
+        raw.cursor().execute('SELECT 1')
+        outcomes.append('second: ok')
+    except Exception as error:
+        outcomes.append('second: ' + type(error).__name__)
+    first.join()
+    return JsonResponse(_who(outcomes=sorted(outcomes)))
+
+
+def versions(request):
+    import MySQLdb
+    return JsonResponse(_who(python=sys.version, driver=MySQLdb.__name__, file=MySQLdb.__file__))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Nothing blocks the hub (I8): queries of one worker overlap, waits end when asked, idle workers sleep on (I11)."""
+
+import os
+import signal
+
+from tests.e2e.base import WithUwsgi, matrix
+from tests.support import in_background, voluntary_switches, wait_until
+
+
+@matrix(modes=['gevent'])
+class Overlap(WithUwsgi):
+    pool = {'pool_size': 20, 'max_overflow': 0, 'timeout': 30}
+
+    def test_twenty_queries_of_one_worker_overlap(self):
+        """All twenty wait in the server at the same time while one worker alone is running, and it still answers.
+
+        Both workers used the sessions before: nothing that a former holder left may disturb the waits of this one.
+        """
+        used = {}
+
+        def all_shared():
+            with self.gate():
+                pages = [in_background(self.uwsgi.get, '/gate') for _ in range(20)]
+                wait_until(lambda: len(self.waiting_at_gate()) == 20, 30, 'twenty queries at the gate')
+            for page in pages:
+                answer = page.result().json()
+                used.setdefault(answer['id'], set()).add(answer['worker'])
+            return len(used) >= 20 and all(len(workers) == 2 for workers in used.values())
+
+        wait_until(all_shared, 60, 'each session is used by both workers')
+        self.whole(self.uwsgi)
+        pids = self.uwsgi.worker_pids()
+        os.kill(pids[1], signal.SIGSTOP)
+        try:
+            # Connections that the kernel had given to the stopped one already would wait with it: none are open.
+            with self.gate():
+                pages = [in_background(self.uwsgi.get, '/gate') for _ in range(20)]
+                wait_until(lambda: len(self.waiting_at_gate()) == 20, 30, 'twenty queries of one worker at the gate')
+                self.assertEqual(self.uwsgi.get('/ping').json()['worker'], 2)
+            answers = [page.result() for page in pages]
+        finally:
+            os.kill(pids[1], signal.SIGCONT)
+        self.assertEqual({answer.status for answer in answers}, {200})
+        self.assertEqual({answer.json()['worker'] for answer in answers}, {2})
+        self.assertEqual(len({answer.json()['id'] for answer in answers}), 20)
+
+    def test_idle_worker_is_not_woken(self):
+        """300 leases and queries elsewhere cost an idle worker next to nothing: its share of the accept at most."""
+        self.use_all()
+        self.whole(self.uwsgi)
+        pids = self.uwsgi.worker_pids()
+        name = self.new_name()
+        # The page runs in one worker, known before it starts its queries.
+        page = in_background(self.uwsgi.get, '/leases_after', n=300, meet=name)
+        idle = ({1, 2} - {self.worker_here(name)}).pop()
+        before = voluntary_switches(pids[idle])
+        self.go(name)
+        self.assertEqual(page.result().status, 200)
+        self.assertLess(voluntary_switches(pids[idle]) - before, 30)
+
+    def test_timeout_thrown_into_a_query(self):
+        """gevent.Timeout comes out as itself; its session is ended, not handed on in the middle of a reply (I5)."""
+        answer = self.uwsgi.get('/gevent_timeout').json()
+        self.assertEqual(answer['outcome'], 'Timeout', answer)
+        wait_until(lambda: answer['id'] not in self.sessions(), 30, 'the interrupted session leaves the server')
+        self.assertEqual(self.uwsgi.get('/rows', ids='9', token='t').json()['rows'], [[9, self.nonces[9], 't']])
+
+    def test_two_greenlets_on_one_connection(self):
+        self.assertEqual(self.uwsgi.get('/shared_object').json()['outcomes'], ['first: ok', 'second: ProgrammingError'])
+
+
+@matrix(modes=['gevent', 'threads'])
+class Forgotten(WithUwsgi):
+    """Greenlets and threads that end without close(): their end returns the lease, no garbage collection needed."""
+
+    pool = {'pool_size': 2, 'max_overflow': 0, 'timeout': 30}
+    processes = 1
+
+    def test_ended_without_close(self):
+        for _ in range(5):
+            answer = self.uwsgi.get('/leak', n=6)
+            self.assertEqual(answer.status, 200, answer)
+            self.assertEqual(len(answer.json()['ids']), 6)
+        self.whole(self.uwsgi)
+        self.assertLessEqual(len(self.sessions()), 2)
+
+
+@matrix(modes=['prefork'])
+class Signals(WithUwsgi):
+    processes = 1
+
+    def test_alarm_interrupts_a_query(self):
+        """SIGALRM's handler runs while a query waits, its exception comes out as itself, the session is ended."""
+        answer = self.uwsgi.get('/alarmed').json()
+        self.assertEqual(answer['outcome'], 'Alarmed', answer)
+        wait_until(lambda: answer['id'] not in self.sessions(), 30, 'the interrupted session leaves the server')
+        self.assertEqual(self.uwsgi.get('/rows', ids='9', token='t').json()['rows'], [[9, self.nonces[9], 't']])
