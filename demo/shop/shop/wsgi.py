@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+"""What uWSGI loads."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')
+application = get_wsgi_application()
