@@ -73,37 +73,39 @@ void dbp_handoff_match(const struct dbp_share *share, uint32_t pool) {
     }
 }
 
+/* Frees a place of this caller's that does not wait any more. In a loop: a lap may be counted in it meanwhile. */
+static bool free_place(struct dbp_queue *queue, uint32_t ticket) {
+    for (;;) {
+        dbp_place place = dbp_queue_look(queue, ticket);
+        if (dbp_place_ticket(place) != ticket || dbp_place_state(place) == DBP_PLACE_FREE)
+            return false; /* the broker has buried this process */
+        if (dbp_queue_move(queue, place, DBP_PLACE_FREE, 0))
+            return true;
+    }
+}
+
 int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t slot, uint32_t *sessionp,
                       dbp_word *wordp) {
     struct dbp_table *table = share->table;
     struct dbp_queue *queue = &table->pools[pool].queue;
     dbp_place place = dbp_queue_look(queue, ticket);
 
-    if (dbp_place_ticket(place) != ticket)
+    if (dbp_place_ticket(place) != ticket || dbp_place_state(place) == DBP_PLACE_FREE)
         return DBP_E_FAILED; /* not a place of this caller's: never granted anything */
-    switch (dbp_place_state(place)) {
-    case DBP_PLACE_WAITING:
+    if (dbp_place_state(place) == DBP_PLACE_WAITING)
         return DBP_E_BUSY;
-    case DBP_PLACE_GRANTED: {
-        uint32_t session = dbp_place_session(place);
+    bool mine = false;
+    uint32_t session = dbp_place_session(place);
+    if (dbp_place_state(place) == DBP_PLACE_GRANTED) {
         dbp_word word = atomic_load(&table->sessions[session].word);
         /* The session first: killed in between, the place still names this process and the broker frees both. */
-        bool mine = dbp_word_state(word) == DBP_GRANTED && dbp_word_owner(word) == (ticket & DBP_OWNER_MASK) &&
-                    dbp_session_move(table, session, word, DBP_LEASED, slot, wordp);
-        if (!dbp_queue_move(queue, place, DBP_PLACE_FREE, 0) || !mine)
-            return DBP_E_FAILED;
-        *sessionp = session;
-        return 0;
+        mine = dbp_word_state(word) == DBP_GRANTED && dbp_word_owner(word) == (ticket & DBP_OWNER_MASK) &&
+               dbp_session_move(table, session, word, DBP_LEASED, slot, wordp);
     }
-    case DBP_PLACE_FAILED: {
-        bool freed = dbp_queue_move(queue, place, DBP_PLACE_FREE, 0);
-        (void)freed; /* only the broker competes, when it buries this process */
+    if (!free_place(queue, ticket) || !mine)
         return DBP_E_FAILED;
-    }
-    case DBP_PLACE_FREE:
-    default:
-        return DBP_E_FAILED;
-    }
+    *sessionp = session;
+    return 0;
 }
 
 int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t slot, uint32_t *sessionp,

@@ -4,9 +4,17 @@
  */
 #include "queue.h"
 
-static dbp_place place_make(enum dbp_place_state state, uint32_t session, uint32_t proc, bool event, uint32_t ticket) {
+#define LAPS_MAX 127u /* 7 bits; 127 laps are two million waits of one pool during one unclaimed grant */
+
+static dbp_place place_make(enum dbp_place_state state, uint32_t session, uint32_t proc, bool event, uint32_t laps,
+                            uint32_t ticket) {
     return (dbp_place)state | (dbp_place)(session & 0x3ffu) << 4 | (dbp_place)(proc & 0x3ffu) << 14 |
-           (dbp_place)event << 24 | (dbp_place)ticket << 32;
+           (dbp_place)event << 24 | (dbp_place)laps << 25 | (dbp_place)ticket << 32;
+}
+
+/* The last ticket that this entry has decided about: its own, or one that passed it by a lap later. */
+static uint32_t reached(dbp_place place) {
+    return dbp_place_ticket(place) + dbp_place_laps(place) * DBP_WAITERS_MAX;
 }
 
 static _Atomic dbp_place *place_at(struct dbp_queue *queue, uint32_t ticket) {
@@ -15,7 +23,7 @@ static _Atomic dbp_place *place_at(struct dbp_queue *queue, uint32_t ticket) {
 
 void dbp_queue_init(struct dbp_queue *queue) {
     for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++)
-        atomic_init(&queue->places[i], place_make(DBP_PLACE_FREE, 0, 0, false, i - DBP_WAITERS_MAX));
+        atomic_init(&queue->places[i], place_make(DBP_PLACE_FREE, 0, 0, false, 0, i - DBP_WAITERS_MAX));
     atomic_init(&queue->head, 0);
     atomic_init(&queue->tail, 0);
 }
@@ -25,29 +33,37 @@ static void help(_Atomic uint32_t *counter, uint32_t seen) {
 }
 
 bool dbp_queue_push(struct dbp_queue *queue, uint32_t proc, bool event, uint32_t *ticketp) {
-    for (;;) {
+    for (uint32_t passed_by = 0; passed_by < DBP_WAITERS_MAX;) {
         uint32_t ticket = atomic_load(&queue->tail);
-        dbp_place seen = atomic_load(place_at(queue, ticket));
-        uint32_t before = dbp_place_ticket(seen);
+        dbp_place seen = atomic_load(place_at(queue, ticket)), next;
 
-        if (before == ticket) { /* taken, but its taker has not counted it yet */
+        if (reached(seen) == ticket) { /* taken or passed by, but not counted yet */
             help(&queue->tail, ticket);
             continue;
         }
-        if (before != ticket - DBP_WAITERS_MAX)
+        if (reached(seen) != ticket - DBP_WAITERS_MAX)
             continue; /* tail was old news */
-        if (dbp_place_state(seen) != DBP_PLACE_FREE) {
+        bool taking = dbp_place_state(seen) == DBP_PLACE_FREE;
+        if (taking) {
+            next = place_make(DBP_PLACE_WAITING, 0, proc, event, 0, ticket);
+        } else if (dbp_place_state(seen) == DBP_PLACE_WAITING || dbp_place_laps(seen) == LAPS_MAX) {
             if (atomic_load(&queue->tail) != ticket)
                 continue;
             return false;
+        } else {
+            next = place_make(dbp_place_state(seen), dbp_place_session(seen), dbp_place_proc(seen),
+                              dbp_place_event(seen), dbp_place_laps(seen) + 1, dbp_place_ticket(seen));
         }
-        if (atomic_compare_exchange_strong(place_at(queue, ticket), &seen,
-                                           place_make(DBP_PLACE_WAITING, 0, proc, event, ticket))) {
-            help(&queue->tail, ticket);
+        if (!atomic_compare_exchange_strong(place_at(queue, ticket), &seen, next))
+            continue;
+        help(&queue->tail, ticket);
+        if (taking) {
             *ticketp = ticket;
             return true;
         }
+        passed_by++;
     }
+    return false; /* once around, and nothing but unclaimed grants */
 }
 
 bool dbp_queue_oldest(struct dbp_queue *queue, dbp_place *placep) {
@@ -59,12 +75,12 @@ bool dbp_queue_oldest(struct dbp_queue *queue, dbp_place *placep) {
             *placep = seen;
             return true;
         }
-        if (dbp_place_ticket(seen) == ticket - DBP_WAITERS_MAX) {
+        if (reached(seen) == ticket - DBP_WAITERS_MAX) {
             if (atomic_load(&queue->head) == ticket)
                 return false; /* not taken yet: this is the tail */
             continue;
         }
-        /* Taken and no more waiting, which is for good. Keep head <= tail, or quiet() would be wrong for ever. */
+        /* Taken and no more waiting, or passed by: for good. Keep head <= tail, or quiet() would be wrong for ever. */
         if (atomic_load(&queue->tail) == ticket)
             help(&queue->tail, ticket);
         help(&queue->head, ticket);
@@ -75,11 +91,11 @@ bool dbp_queue_next(struct dbp_queue *queue, uint32_t *ticketp, dbp_place *place
     for (uint32_t ticket = *ticketp;; ticket++) {
         dbp_place seen = atomic_load(place_at(queue, ticket));
 
-        if (dbp_place_ticket(seen) != ticket) {
+        if (reached(seen) == ticket - DBP_WAITERS_MAX) {
             *ticketp = ticket;
             return false;
         }
-        if (dbp_place_state(seen) == DBP_PLACE_WAITING) {
+        if (dbp_place_ticket(seen) == ticket && dbp_place_state(seen) == DBP_PLACE_WAITING) {
             *ticketp = ticket + 1;
             *placep = seen;
             return true;
@@ -92,8 +108,10 @@ dbp_place dbp_queue_look(const struct dbp_queue *queue, uint32_t ticket) {
 }
 
 bool dbp_queue_move(struct dbp_queue *queue, dbp_place from, enum dbp_place_state to, uint32_t session) {
-    uint32_t ticket = dbp_place_ticket(from);
-    dbp_place next = place_make(to, session, dbp_place_proc(from), dbp_place_event(from), ticket);
+    /* A place that becomes free has also been the places that passed it by. */
+    uint32_t laps = to == DBP_PLACE_FREE ? 0 : dbp_place_laps(from);
+    uint32_t ticket = to == DBP_PLACE_FREE ? reached(from) : dbp_place_ticket(from);
+    dbp_place next = place_make(to, session, dbp_place_proc(from), dbp_place_event(from), laps, ticket);
 
     return atomic_compare_exchange_strong(place_at(queue, ticket), &from, next);
 }

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT
  * The waiters of one pool, in order of arrival across all processes: a lock-free ring of tickets in shared memory.
  *
- * An entry is one 64 bit word {state, event flag, session, process slot, ticket}. Ticket t lives in entry t % size.
- * Taking a place is one compare-and-swap of the entry from "free, ticket t - size" to "waiting, ticket t": there is no
- * moment in which a place is taken but not yet written, so a process killed or stopped anywhere blocks nobody; the tail
- * and head counters only lag behind the entries, and whoever meets a lagging one moves it on.
+ * An entry is one 64 bit word {state, event flag, session, process slot, laps, ticket}. Ticket t lives in entry t %
+ * size. Taking a place is one compare-and-swap of the entry from "free, ticket t - size" to "waiting, ticket t": there
+ * is no moment in which a place is taken but not yet written, so a process killed or stopped anywhere blocks nobody;
+ * the tail and head counters only lag behind the entries, and whoever meets a lagging one moves it on.
+ *
+ * A place that was granted and not claimed yet (its process is stopped, or busy) does not stop the ring: whoever meets
+ * it a lap later counts the lap in the entry, under the same compare-and-swap, and takes the next place.
  *
  * Limits: size places, holes included (an entry that gave up is a hole until all before it are served). A ticket comes
  * back after 2^32 waits of a pool; a process would have to sleep through exactly that many to mistake it.
@@ -38,6 +41,9 @@ static inline uint32_t dbp_place_proc(dbp_place place) {
 }
 static inline bool dbp_place_event(dbp_place place) {
     return (place >> 24) & 1u;
+}
+static inline uint32_t dbp_place_laps(dbp_place place) {
+    return (uint32_t)(place >> 25) & 0x7fu;
 }
 static inline uint32_t dbp_place_ticket(dbp_place place) {
     return (uint32_t)(place >> 32);
