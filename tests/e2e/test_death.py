@@ -33,6 +33,7 @@ class Deaths(NoAnswer, WithUwsgi):
         """A page that holds a session, anywhere: (worker, meeting, page)."""
         name = self.new_name()
         page = in_background(self.uwsgi.get, '/hold', meet=name)
+        self.addCleanup(self.go, name)
         return self.worker_here(name), name, page
 
     def respawned(self, worker, old):
@@ -76,15 +77,23 @@ class Killed(Deaths):
                           'the dying page holds its lock')
 
     def on_worker_other_than(self, other, how):
-        """Asks for the dying page until it arrives at another worker than `other`, whose pages go back unharmed."""
-        for _ in range(100):
-            probe = self.new_name()
-            page = in_background(self.uwsgi.get, '/die', how=how, meet=probe, only=3 - other)
-            if self.worker_here(probe) == 3 - other:
-                return probe, page
-            self.go(probe)
-            page.result()
-        raise AssertionError('no request reached worker %d' % (3 - other))
+        """Asks for the dying page until it arrives at another worker than `other`: (its meeting, its page).
+
+        Those that arrive at `other` wait there meanwhile, so that it runs out of threads in the end.
+        """
+        elsewhere = []
+        try:
+            while len(elsewhere) < 60:
+                name = self.new_name()
+                page = in_background(self.uwsgi.get, '/die', how=how, meet=name, only=3 - other)
+                if self.worker_here(name) != other:
+                    return name, page
+                elsewhere.append((name, page))
+            raise AssertionError('no request reached another worker')
+        finally:
+            for name, page in elsewhere:
+                self.go(name)
+                page.result()
 
     def test_sigkill_while_holding(self):
         self.die('kill')

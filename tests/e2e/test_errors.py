@@ -134,12 +134,12 @@ class Configuration(WithServer, unittest.TestCase):
         self.refused(self.database({'pool_sise': 3}), 'pool_sise', 'POOL')
 
     def test_impossible_values(self):
-        for pool in ({'pool_size': 0}, {'pool_size': -1}, {'pool_size': 100000}, {'pool_size': 'many'},
-                     {'pool_size': 2, 'max_overflow': 0, 'timeout': -1}, {'pool_size': 2, 'timeout': 'soon'},
-                     {'pool_size': 2, 'max_overflow': -2}, {'pool_size': True}):
-            with self.subTest(pool):
-                key = [k for k in pool if k != 'pool_size' or len(pool) == 1][0]
-                self.refused(self.database(pool), key)
+        good = {'pool_size': 2, 'max_overflow': 0, 'timeout': 30}
+        for key, value in [('pool_size', 0), ('pool_size', -1), ('pool_size', 100000), ('pool_size', 'many'),
+                           ('pool_size', True), ('max_overflow', -2), ('max_overflow', 1.5), ('timeout', -1),
+                           ('timeout', 'soon')]:
+            with self.subTest(key=key, value=value):
+                self.refused(self.database(dict(good, **{key: value})), key)
 
     def test_options_that_cannot_be_pooled(self):
         for key, value in [('read_default_file', '/etc/mysql/my.cnf'), ('ssl', {'ca': '/etc/ssl/x'}),

@@ -65,6 +65,7 @@ class Modes(WithServer, unittest.TestCase):
         for driver in DRIVERS:
             for mode in MODES:
                 with self.subTest(driver=driver, mode=mode):
+                    before = self.server.status('Aborted_clients')
                     with self.serve(driver, mode, given={'import_query': True}) as uwsgi:
                         answer = uwsgi.get('/imported').json()
                         self.assertTrue(answer['imported'])
@@ -73,31 +74,41 @@ class Modes(WithServer, unittest.TestCase):
                         for n in range(10):
                             self.assertEqual(uwsgi.get('/rows', ids='2', token='x').json()['rows'],
                                              [[2, self.nonces[2], 'x']])
-                        aborted = self.server.status('Aborted_clients')['Aborted_clients']
-                        self.assertEqual(aborted, 0)
+                        self.assertEqual(self.server.status('Aborted_clients'), before)
+                        self.assertIn(answer['imported']['id'], self.sessions(), 'the master has it still')
                         self.whole(uwsgi)
                     self.gone()
 
     def test_several_apps(self):
-        """Two apps in sub-interpreters: either they work, or the refusal names single-interpreter."""
+        """Two apps in sub-interpreters: either they work, or the refusal names single-interpreter.
+
+        Not under gevent: there uWSGI 2.0.21 itself crashes on the second app, with the stock backend too.
+        """
         wsgi = os.path.join(APP, 'wsgi.py')
         options = {'module': None, 'mount': ['/one=' + wsgi, '/two=' + wsgi], 'manage-script-name': True}
         for driver in DRIVERS:
             for mode in MODES:
                 with self.subTest(driver=driver, mode=mode):
-                    with self.serve(driver, mode, options, ready='/one/ping') as uwsgi:
-                        for path in ('/one/sql', '/two/sql'):
-                            answer = uwsgi.get(path, {'statements': ['SELECT 1']})
-                            if answer.status != 200 or 'error' in answer.json():
-                                self.assertIn('single-interpreter', uwsgi.log() + answer.body.decode())
-                            else:
-                                self.assertEqual(answer.json()['results'], [[[1]]])
-                    self.gone()
+                    if mode != 'gevent':
+                        self.works_or_refuses(driver, mode, options)
                     single = dict(options, **{'single-interpreter': True})
                     with self.serve(driver, mode, single, ready='/one/ping') as uwsgi:
                         self.works(uwsgi, '/one/rows')
                         self.works(uwsgi, '/two/rows')
                     self.gone()
+
+    def works_or_refuses(self, driver, mode, options):
+        with self.serve(driver, mode, options, ready='/one/ping') as uwsgi:
+            for path in ('/one/sql', '/two/sql'):
+                answer = uwsgi.get(path, {'statements': ['SELECT 1']})
+                self.assertEqual(answer.status, 200, answer)
+                answer = answer.json()
+                if 'error' in answer:
+                    self.assertEqual(answer['error'], 'ImproperlyConfigured')
+                    self.assertIn('single-interpreter', answer['text'])
+                else:
+                    self.assertEqual(answer['results'], [[[1]]])
+        self.gone()
 
     def test_mule_leases_from_the_same_pool(self):
         script = os.path.join(self.meet, 'mule.py')
@@ -109,7 +120,7 @@ class Modes(WithServer, unittest.TestCase):
                 session, nonce, _ = f.read().split()
             self.assertEqual(nonce, self.nonces[7])
             self.assertIn(int(session), self.sessions())
-            self.assertEqual(uwsgi.metric('dbpool.default.leased'), 1, 'the mule holds a lease of the one pool')
+            wait_until(lambda: uwsgi.metric('dbpool.default.leased') == 1, 30, 'the mule holds a lease of the one pool')
             self.go('mule')
             self.works(uwsgi)
 
@@ -148,7 +159,9 @@ class Outside(WithServer, unittest.TestCase):
 
     def test_uwsgi_without_the_plugin_or_without_a_master(self):
         """No silent private connection: ImproperlyConfigured at first use."""
-        for name, plugin, options in [('plugin', None, {}), ('master', 'default', {'master': None})]:
+        for name, plugin, options in [('plugin', None, {}),
+                                      # stats would bring a master of its own.
+                                      ('master', 'default', {'master': None, 'stats': None})]:
             for mode in MODES:
                 with self.subTest(missing=name, mode=mode):
                     more = {} if plugin else {'plugin': None}

@@ -18,7 +18,8 @@
 #include <unistd.h>
 
 #define RACERS 7u
-#define CAP 6u /* more than one stopped racer can hold (2) and be granted (3), so that the others can go on */
+#define SLOTS 32u /* many more: the broker may still be burying the dead when their successors come */
+#define CAP 6u    /* more than one stopped racer can hold (2) and be granted (3), so that the others can go on */
 
 static struct arena arena;
 static struct race *race;
@@ -109,6 +110,7 @@ static bool go_on_without(uint32_t number) {
     for (uint32_t i = 0; i < RACERS; i++)
         p.rounds[i] = atomic_load(&race->rounds[i]);
     atomic_store(&race->pause, false);
+    atomic_store(&race->rush, false);
     bool went = eventually(others_went_on, &p);
     if (!went)
         fprintf(stderr, "racer %u, stopped in %s, holds others up\n", number,
@@ -157,7 +159,7 @@ int main(void) {
 
     random_state = test_seed();
     race = shared_memory(sizeof *race);
-    if (!arena_open(&arena, RACERS + 3, CAP - 2, 2) || !arena_is_whole(&arena))
+    if (!arena_open(&arena, SLOTS, CAP - 2, 2) || !arena_is_whole(&arena))
         return 1;
     /* What this process has with all its sessions open; each session is one fd. */
     int census = fd_census(0) - (int)atomic_load(&arena.count->size);
@@ -169,6 +171,7 @@ int main(void) {
         uint32_t number = (uint32_t)(test_random(&random_state) % RACERS);
         int status;
         atomic_store(&race->pause, test_random(&random_state) % 8 == 0);
+        atomic_store(&race->rush, test_random(&random_state) % 8 == 0);
         poll(NULL, 0, (int)(test_random(&random_state) % 8));
         kill(pids[number], SIGSTOP);
         if (waitpid(pids[number], &status, WUNTRACED) != pids[number] || !WIFSTOPPED(status)) {

@@ -40,6 +40,7 @@ int main(void) {
     uint64_t seed = test_seed();
     uint32_t n = 0, seconds = test_seconds();
 
+    atomic_store(&race.may_fail, true);
     if (!arena_open(&arena, 16, 2, 2))
         return 1;
     for (uint32_t c = 0; c < CLIENTS; c++)
@@ -52,8 +53,14 @@ int main(void) {
             if (pthread_create(&threads[n].thread, NULL, run, &threads[n]) != 0)
                 return 1;
         }
-    for (uint64_t end = in_seconds(seconds); dbp_now_us() < end;)
+    for (uint64_t end = in_seconds(seconds); dbp_now_us() < end;) {
         poll(NULL, 0, 50);
+        atomic_store(&race.rush, !atomic_load(&race.rush));
+        /* Now and then the server refuses logins, each time for another reason. */
+        atomic_store(&arena.fake->fail_code, FAKE_LONG_TEXT + (uint32_t)(test_random(&seed) % 100));
+        atomic_store(&arena.fake->open_mode, test_random(&seed) % 4 == 0 ? FAKE_OPEN_FAIL : FAKE_OPEN_DO);
+    }
+    atomic_store(&arena.fake->open_mode, FAKE_OPEN_DO);
     atomic_store(&race.stop, true);
     for (uint32_t i = 0; i < n; i++)
         pthread_join(threads[i].thread, NULL);

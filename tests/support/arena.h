@@ -17,6 +17,7 @@ struct arena {
     struct dbp_pool_counters *count;
     struct dbp_client *client; /* this process's own, once arena_client was called */
     uint32_t pool;
+    uint32_t clients; /* attached by this process */
 };
 
 /* Sets it all up for n_procs slots. False with a line on stderr. */

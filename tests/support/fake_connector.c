@@ -150,6 +150,8 @@ static void fail(struct fake *fake, int channel, const struct dbp_wire_open *ope
     msg.failed.error.code = atomic_load(&fake->fail_code);
     snprintf(msg.failed.error.sqlstate, sizeof msg.failed.error.sqlstate, "28000");
     snprintf(msg.failed.error.text, sizeof msg.failed.error.text, "Access denied by the fake");
+    if (msg.failed.error.code >= FAKE_LONG_TEXT)
+        memset(msg.failed.error.text, (int)('a' + msg.failed.error.code % 26), sizeof msg.failed.error.text - 1);
     atomic_fetch_add(&fake->fails, 1);
     send_to_broker(channel, &msg, -1);
 }

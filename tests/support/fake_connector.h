@@ -13,6 +13,10 @@ enum fake_open { FAKE_OPEN_DO, FAKE_OPEN_FAIL, FAKE_OPEN_HOLD, FAKE_OPEN_NO_FD, 
 enum fake_kill { FAKE_KILL_DO, FAKE_KILL_FAIL, FAKE_KILL_IGNORE };
 enum fake_reset { FAKE_RESET_OK, FAKE_RESET_ERR, FAKE_RESET_SILENT };
 
+/* From this error code on the text is one letter all through, which one says the code: a reader can see if it is torn.
+ */
+#define FAKE_LONG_TEXT 2000u
+
 struct fake {
     /* written by the test, which then pokes */
     _Atomic uint32_t open_mode, kill_mode, reset_mode, fail_code;

@@ -10,8 +10,9 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
-#define WAIT_S 20u /* no test waits for longer; a healthy core takes milliseconds, a loaded machine may take seconds \
-                    */
+#define WAIT_S                                                                                            \
+    20u /* no test waits for longer; a healthy core takes milliseconds, a loaded machine may take seconds \
+         */
 
 /* Asks until the answer is true or WAIT_S have passed; false then. */
 bool eventually(bool (*condition)(void *arg), void *arg);

@@ -29,18 +29,22 @@ extern const char *const racer_steps[RACER_STEPS];
 /* Shared by all. stamps: who holds a session, as the holders themselves say: incarnation << 32 | racer + 1. */
 struct race {
     _Atomic bool stop;
+    _Atomic bool rush;  /* who holds nothing does nothing but take and return: so that nobody waits, for once */
     _Atomic bool pause; /* who holds nothing takes nothing: so that sessions are idle for once */
     _Atomic uint64_t stamps[DBP_SESSIONS_MAX];
     _Atomic uint32_t step[RACERS_MAX];
     _Atomic uint64_t rounds[RACERS_MAX];
     _Atomic uint64_t leases, waits, queries, resets, dooms, cancels;
+    _Atomic bool may_fail; /* logins fail now and then, with codes from FAKE_LONG_TEXT on */
+    _Atomic uint64_t failures;
     /* what must stay 0 */
-    _Atomic uint32_t lent_twice;     /* I1 */
-    _Atomic uint32_t overtaken;      /* I4: granted while an earlier ticket still waits */
-    _Atomic uint32_t garbled;        /* I5: an answer that is not to our question */
-    _Atomic uint32_t in_transaction; /* I6: a lease that starts in a transaction or off the baseline */
-    _Atomic uint32_t unexpected;     /* an outcome that a healthy core does not give */
-    _Atomic int32_t last_unexpected;
+    _Atomic uint32_t lent_twice;      /* I1 */
+    _Atomic uint32_t overtaken;       /* I4: granted while an earlier ticket still waits */
+    _Atomic uint32_t garbled;         /* I5: an answer that is not to our question */
+    _Atomic uint32_t in_transaction;  /* I6: a lease that starts in a transaction or off the baseline */
+    _Atomic uint32_t torn;            /* an error whose text does not go with its code */
+    _Atomic uint32_t unexpected;      /* an outcome that a healthy core does not give */
+    _Atomic int32_t first_unexpected; /* hundreds: the call, see racer.c; the rest: what it answered */
 };
 
 /* Runs as racer number `number` on `client` until race->stop. events: this thread is the process's event loop and waits

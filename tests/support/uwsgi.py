@@ -86,7 +86,7 @@ class Uwsgi:
         self.address = ('127.0.0.1', free_port())
         self.stats_address = ('127.0.0.1', free_port())
         self._lines['http-socket'] = '%s:%d' % self.address
-        self._lines['stats'] = '%s:%d' % self.stats_address
+        self._lines.setdefault('stats', '%s:%d' % self.stats_address)
         with open(self.log_path, 'wb') as log, signals_held():
             self._process = subprocess.Popen([os.environ.get('UWSGI') or 'uwsgi', '--ini', self._write_ini()],
                                              cwd=self.directory, env=self._environ, stdin=subprocess.DEVNULL,
@@ -185,9 +185,17 @@ class Uwsgi:
         if self._process.poll() is None:
             self.note_processes()
             self._process.send_signal(sig)
-            try:
-                self._process.wait(60)
-            except subprocess.TimeoutExpired:
+            for _ in range(12):
+                try:
+                    self._process.wait(5)
+                    break
+                except subprocess.TimeoutExpired:
+                    # A worker that has just been forked has the master's handlers for a moment, and what the master
+                    # passes on to it is lost there (uWSGI 2.0.21, also without our plugin): tell it again.
+                    self.note_processes()
+                    for pid in set(children(self.pid)) & set(self._seen):
+                        os.kill(pid, signal.SIGINT)
+            else:
                 raise AssertionError('the uWSGI master did not end on signal %d' % sig)
         wait_until(lambda: not self.left_over(), 20, 'every process of uWSGI ends with its master')
 

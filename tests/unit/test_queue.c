@@ -194,6 +194,53 @@ static void test_a_head_far_behind_catches_up(void **state) {
     assert_int_equal(atomic_load(&queue->head), ticket);
 }
 
+static void test_I2_a_grant_that_is_never_taken_does_not_fill_the_queue(void **state) {
+    dbp_place place;
+    uint32_t at;
+
+    (void)state;
+    /* Two processes are stopped for a long time, one with a session granted to it, one told that a login failed. */
+    uint32_t a = push(1), between = push(3), b = push(2);
+    assert_true(dbp_queue_move(queue, dbp_queue_look(queue, a), DBP_PLACE_GRANTED, 5));
+    assert_true(dbp_queue_move(queue, dbp_queue_look(queue, b), DBP_PLACE_FAILED, 0));
+    give_up(between);
+    for (uint32_t i = 0; i < 2 * DBP_WAITERS_MAX + 100; i++) {
+        uint32_t first = push(3), second = push(4);
+        assert_true((int32_t)(second - first) > 0);
+        assert_oldest(first);
+        at = atomic_load(&queue->head);
+        assert_true(dbp_queue_next(queue, &at, &place));
+        assert_int_equal(dbp_place_ticket(place), first);
+        assert_true(dbp_queue_next(queue, &at, &place));
+        assert_int_equal(dbp_place_ticket(place), second);
+        assert_false(dbp_queue_next(queue, &at, &place));
+        give_up(first);
+        assert_oldest(second);
+        give_up(second);
+        assert_false(dbp_queue_oldest(queue, &place));
+        assert_true(dbp_queue_quiet(queue));
+    }
+    assert_int_equal(dbp_place_session(dbp_queue_look(queue, a)), 5); /* still theirs when they come back */
+    assert_int_equal(dbp_place_ticket(dbp_queue_look(queue, a)), a);
+    give_up(a);
+    give_up(b);
+    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++)
+        push(1);
+    assert_false(dbp_queue_push(queue, 1, false, &at)); /* their entries are of use again */
+}
+
+static void test_a_queue_of_grants_that_nobody_takes_is_full(void **state) {
+    uint32_t ticket;
+
+    (void)state;
+    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++)
+        assert_true(dbp_queue_move(queue, dbp_queue_look(queue, push(1)), DBP_PLACE_GRANTED, 0));
+    assert_false(dbp_queue_push(queue, 1, false, &ticket));
+    give_up(9);
+    assert_true(dbp_queue_push(queue, 1, false, &ticket));
+    assert_oldest(ticket);
+}
+
 static void test_next_scans_only_who_waits(void **state) {
     uint32_t at = 0;
     dbp_place place;
@@ -271,6 +318,8 @@ int main(void) {
         TEST(test_I4_order_holds_while_tickets_wrap),
         TEST(test_I2_a_taker_killed_before_it_counted_blocks_nobody),
         TEST(test_a_head_far_behind_catches_up),
+        TEST(test_I2_a_grant_that_is_never_taken_does_not_fill_the_queue),
+        TEST(test_a_queue_of_grants_that_nobody_takes_is_full),
         TEST(test_next_scans_only_who_waits),
         TEST(test_the_futex_changes_with_the_state),
         TEST(test_I4_random_operations_agree_with_a_list),

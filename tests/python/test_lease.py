@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: MIT
+"""Proxies end with their lease (I7), and a lease ends whatever becomes of its proxy."""
+
+import gc
+import threading
+import unittest
+
+import pymysql
+
+from tests.python import fakes
+
+from dbpool import _dbpool
+from dbpool.pool import Pool, Profile
+from dbpool.settings import Policy
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        pool = Pool('default', 0, Policy(5, 10, 30, 0), True, pymysql.err.OperationalError)
+        self.profile = Profile(pool, None, {}, {}, None)
+        self.lease = fakes.Lease()
+        self.driver = fakes.Driver()
+        self.profile.objects[1] = self.driver
+        self.target = self.driver.connection
+
+    def connect(self):
+        return fakes.Connection(self.profile, self.lease, self.driver)
+
+
+class AfterTheReturn(Case):
+    def test_every_use_raises_and_writes_nothing(self):
+        connection = self.connect()
+        cursor = connection.cursor()
+        cursor.execute('SELECT 1')
+        self.assertEqual(cursor.fetchone(), (1,))
+        connection.close()
+        written = list(self.target.commands)
+        uses = [connection.commit, connection.rollback, connection.cursor, lambda: connection.ping(),
+                lambda: connection.show_warnings(),
+                connection.__enter__, lambda: connection.autocommit(True), lambda: connection.query('x'),
+                lambda: connection.encoding, lambda: connection.literal(1), lambda: connection.cursor(pymysql.cursors.Cursor),
+                lambda: cursor.execute('x'), lambda: cursor.executemany('x', [(1,)]), lambda: cursor.callproc('p'),
+                cursor.fetchone, cursor.fetchmany, cursor.fetchall, cursor.nextset, lambda: cursor.scroll(0),
+                lambda: cursor.mogrify('x'), lambda: list(cursor)]
+        for number, use in enumerate(uses):
+            with self.subTest(number), self.assertRaises(pymysql.err.InterfaceError) as caught:
+                use()
+            self.assertIn('returned to the pool', str(caught.exception))
+        self.assertEqual(self.target.commands, written)
+        self.assertFalse(connection.open)
+
+    def test_closing_again_is_harmless(self):
+        connection = self.connect()
+        cursor = connection.cursor()
+        connection.close()
+        connection.close()
+        cursor.close()
+        cursor.close()
+        self.assertEqual(self.lease.released, [(2, _dbpool.CLEAN)])
+
+    def test_a_lease_that_the_broker_ended(self):
+        connection = self.connect()
+        self.lease.held = False
+        with self.assertRaises(pymysql.err.InterfaceError):
+            connection.query('x')
+        self.assertEqual(self.target.commands, [])
+
+    def test_refused_and_private_names(self):
+        connection = self.connect()
+        with self.assertRaises(pymysql.err.NotSupportedError):
+            connection.change_user
+        with self.assertRaises(AttributeError):
+            connection._sock
+        with self.assertRaises(AttributeError):
+            connection.no_such_thing
+        with self.assertRaises(AttributeError):
+            connection.anything = 1
+
+
+class HowItGoesBack(Case):
+    def test_as_the_driver_says(self):
+        for how, keep in [(_dbpool.CLEAN, True), (_dbpool.RESET, True), (_dbpool.CLEAN, False), (_dbpool.DOOM, False)]:
+            with self.subTest(how=how, keep=keep):
+                self.setUp()
+                self.driver.verdict = (how, 3, keep)
+                self.connect().close()
+                self.assertEqual(self.lease.released, [(3, how)])
+                self.assertEqual(self.driver.destroyed, 0 if keep else 1)
+                self.assertEqual(1 in self.profile.objects, keep)
+
+    def test_calls_that_change_the_session_end_it(self):
+        connection = self.connect()
+        connection.select_db('other')
+        connection.close()
+        self.assertEqual(self.lease.released[0][1], _dbpool.DOOM)
+
+    def test_what_ended_the_wait_is_raised_instead(self):
+        class Killed(BaseException):
+            pass
+
+        def fail():
+            raise pymysql.err.OperationalError(2013, 'lost')
+
+        connection = self.connect()
+        self.target.during = fail
+        self.driver.instead = Killed()
+        with self.assertRaises(Killed):
+            connection.query('x')
+        self.target.during = self.driver.instead = None
+        connection.query('y')  # not busy any more
+
+    def test_used_by_two(self):
+        connection = self.connect()
+        cursor = connection.cursor()
+        seen = []
+
+        def second():
+            for use in (lambda: connection.query('y'), connection.close, lambda: cursor.execute('z')):
+                try:
+                    use()
+                except pymysql.err.ProgrammingError as error:
+                    seen.append('another greenlet or thread' in str(error))
+
+        self.target.during = second
+        connection.query('x')
+        self.assertEqual(seen, [True] * 3)
+        self.assertEqual(self.target.commands, ['x'])
+        self.assertEqual(self.lease.released, [])
+
+
+class Backstops(Case):
+    def check_returned(self, how):
+        self.assertEqual([how for _, how in self.lease.released], [how])
+        self.assertEqual(self.target.commands, [])
+
+    def test_dropped(self):
+        connection = self.connect()
+        connection.query  # used
+        del connection
+        self.check_returned(_dbpool.RESET)
+        self.assertEqual(self.driver.destroyed, 0)
+
+    def test_dropped_in_a_cycle(self):
+        class Wrapper:
+            pass
+
+        wrapper = Wrapper()
+        wrapper.self, wrapper.connection = wrapper, self.connect()
+        del wrapper
+        self.assertEqual(self.lease.released, [])
+        gc.collect()
+        self.check_returned(_dbpool.RESET)
+
+    def test_dropped_unfit(self):
+        """The driver object is not destroyed in a finaliser, but at the next check-out."""
+        self.driver.verdict = (_dbpool.DOOM, 0, False)
+        self.connect()
+        self.check_returned(_dbpool.DOOM)
+        self.assertEqual((self.driver.destroyed, self.profile.objects, self.profile.trash), (0, {}, [self.driver]))
+        self.profile._empty_trash()
+        self.assertEqual((self.driver.destroyed, self.profile.trash), (1, []))
+
+    def test_end_of_a_thread(self):
+        kept = []
+        thread = threading.Thread(target=lambda: kept.append(self.connect()))
+        thread.start()
+        thread.join()
+        # The thread's locals go after join() may return: another thread's start and end comes later than that.
+        self.assertTrue(wait_for(lambda: self.lease.released))
+        self.check_returned(_dbpool.RESET)
+        with self.assertRaises(pymysql.err.InterfaceError):
+            kept[0].query('x')
+
+    def test_end_of_a_greenlet(self):
+        import gevent
+        kept = []
+
+        def closes():
+            other = fakes.Connection(self.profile, fakes.Lease(2), fakes.Driver(2))
+            kept.append(other._lease)
+            other.close()
+
+        def forgets():
+            kept.append(self.connect())
+
+        gevent.joinall([gevent.spawn(closes), gevent.spawn(forgets)], raise_error=True)
+        gevent.sleep(0)
+        self.check_returned(_dbpool.RESET)
+        self.assertEqual(kept[0].released, [(2, _dbpool.CLEAN)])
+
+    def test_killed_greenlet(self):
+        import gevent
+        kept = []
+
+        def works():
+            kept.append(self.connect())
+            self.target.during = lambda: gevent.sleep(60)
+            kept[0].query('x')
+
+        greenlet = gevent.spawn(works)
+        gevent.sleep(0)
+        self.driver.verdict = (_dbpool.DOOM, 0, False)
+        greenlet.kill()
+        gevent.sleep(0)
+        self.assertEqual([how for _, how in self.lease.released], [_dbpool.DOOM])
+
+
+def wait_for(condition):
+    for _ in range(1000):
+        if condition():
+            return True
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        thread.join()
+    return False
+
+
+class CheckOut(Case):
+    """The way from a lease to a driver object, with the pool and the driver replaced."""
+
+    def setUp(self):
+        super().setUp()
+        self.made = []
+        self.profile = Profile(self, self, {}, {}, None)
+        self.leases = []
+        self.facts = None
+        self.alias = 'default'
+        self.autocommit = True
+
+    # the pool
+    def acquire(self):
+        return self.leases.pop(0)
+
+    def error(self, code, waited):
+        return pymysql.err.OperationalError(0, str(code))
+
+    # the driver module
+    Connection = fakes.Connection
+
+    def Driver(self, lease, spec, local):
+        driver = fakes.Driver(lease.session, lease.incarnation)
+        self.made.append(driver)
+        return driver
+
+    def take(self, session, incarnation):
+        lease = fakes.Lease(session, incarnation)
+        self.leases.append(lease)
+        return self.profile.connect(), lease
+
+    def test_one_object_per_session(self):
+        for _ in range(3):
+            connection, lease = self.take(1, 1)
+            connection.close()
+        self.assertEqual(len(self.made), 1)
+        self.assertEqual(self.made[0].statuses, [2, 2, 2])
+        self.assertEqual(self.facts, [b'1'])
+
+    def test_another_session_in_the_slot(self):
+        self.take(1, 1)[0].close()
+        self.take(1, 2)[0].close()
+        self.assertEqual([driver.destroyed for driver in self.made], [1, 0])
+
+    def test_ended_sessions_are_swept(self):
+        self.take(1, 1)[0].close()
+        self.made[0].ended = True
+        self.take(2, 1)[0].close()
+        self.assertEqual(self.made[0].destroyed, 1)
+        self.assertEqual(sorted(self.profile.objects), [2])
+
+    def test_a_driver_that_cannot_be_made_gives_the_lease_back(self):
+        def refuse(*arguments):
+            raise pymysql.err.OperationalError(0, 'no')
+
+        self.Driver = refuse
+        with self.assertRaises(pymysql.err.OperationalError):
+            lease = fakes.Lease(1, 1)
+            self.leases.append(lease)
+            self.profile.connect()
+        self.assertEqual(lease.released, [(2, _dbpool.CLEAN)])
+
+    def test_a_checkout_that_fails_ends_the_session(self):
+        self.take(1, 1)[0].close()
+        self.made[0].checkout = None
+        lease = fakes.Lease(1, 1)
+        self.leases.append(lease)
+        with self.assertRaises(TypeError):
+            self.profile.connect()
+        self.assertEqual(lease.released, [(0, _dbpool.DOOM)])
+        self.assertEqual((self.made[0].destroyed, self.profile.objects), (1, {}))
+
+
+if __name__ == '__main__':
+    unittest.main()
