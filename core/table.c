@@ -62,7 +62,7 @@ bool dbp_table_valid(const struct dbp_table *table) {
 
         if ((uint32_t)dbp_word_state(word) >= DBP_STATES)
             return false;
-        if (dbp_word_state(word) != DBP_EMPTY && session->pool >= DBP_POOLS_MAX)
+        if (dbp_word_state(word) != DBP_EMPTY && atomic_load(&session->pool) >= DBP_POOLS_MAX)
             return false;
         if (dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) >= DBP_PROCS_MAX)
             return false;
@@ -80,7 +80,7 @@ bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, 
     if (state >= DBP_STATES || !(edges[state] & EDGE(to)))
         abort();
     /* Read before the move: after a move to EMPTY the slot may be another pool's. */
-    struct dbp_pool_counters *count = &table->pools[s->pool].count;
+    struct dbp_pool_counters *count = &table->pools[atomic_load_explicit(&s->pool, memory_order_relaxed)].count;
     if (!atomic_compare_exchange_strong(&s->word, &from, next))
         return false;
 
@@ -113,7 +113,7 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
              * when the word turns out not to be IDLE (the broker ended it, or the bit was offered twice). */
             uint32_t session = i * 64u + (uint32_t)__builtin_ctzll(bit);
             dbp_word word = atomic_load(&table->sessions[session].word);
-            if (dbp_word_state(word) == DBP_IDLE && table->sessions[session].pool == pool &&
+            if (dbp_word_state(word) == DBP_IDLE && atomic_load(&table->sessions[session].pool) == pool &&
                 !atomic_load(&table->sessions[session].unfit) && /* the broker ends it, at the latest in its sweep */
                 dbp_session_move(table, session, word, to, owner, wordp)) {
                 *sessionp = session;
@@ -125,7 +125,7 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
 }
 
 void dbp_idle_offer(struct dbp_table *table, uint32_t session) {
-    struct dbp_pool *p = &table->pools[table->sessions[session].pool];
+    struct dbp_pool *p = &table->pools[atomic_load(&table->sessions[session].pool)];
 
     atomic_fetch_or(&p->idle[session / 64u], (uint64_t)1 << (session % 64u));
 }
@@ -153,7 +153,7 @@ void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
         before[state] = atomic_load(&count->state[state]);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         enum dbp_state state = dbp_word_state(atomic_load(&table->sessions[i].word));
-        if (state != DBP_EMPTY && table->sessions[i].pool == pool)
+        if (state != DBP_EMPTY && atomic_load(&table->sessions[i].pool) == pool)
             words[state]++;
     }
     uint32_t ticket = atomic_load(&table->pools[pool].queue.head);
