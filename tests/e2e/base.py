@@ -86,11 +86,11 @@ class WithServer:
         return {'DBPOOL_TEST': path, 'DJANGO_SETTINGS_MODULE': 'settings'}
 
     @classmethod
-    def make_uwsgi(cls, driver, mode, databases=None, processes=2, options=None, given=None, **more):
+    def make_uwsgi(cls, driver, mode, databases=None, processes=2, options=None, given=None, environ=None, **more):
         """An instance that is not started yet."""
         databases = databases or {'default': cls.database()}
         return Uwsgi('wsgi:application', [APP], mode, processes, options,
-                     cls.environment(databases, driver, **(given or {})), **more)
+                     dict(cls.environment(databases, driver, **(given or {})), **(environ or {})), **more)
 
     def counter(self, pk=1):
         return self.server.query('SELECT n FROM counters WHERE id = %s', (pk,))[0][0]
@@ -157,12 +157,13 @@ class WithUwsgi(WithServer):
     pool = None
     uwsgi_options = None
     given = None
+    environ = None
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         cls.uwsgi = cls.enter(cls.make_uwsgi(cls.driver, cls.mode, {'default': cls.database(cls.pool)}, cls.processes,
-                                             cls.uwsgi_options, cls.given))
+                                             cls.uwsgi_options, cls.given, cls.environ))
 
     def tearDown(self):
         super().tearDown()

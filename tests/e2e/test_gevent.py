@@ -3,9 +3,10 @@
 
 import os
 import signal
+import unittest
 
 from tests.e2e.base import WithUwsgi, matrix
-from tests.support import in_background, voluntary_switches, wait_until
+from tests.support import concurrently, in_background, voluntary_switches, wait_until
 
 
 @matrix(modes=['gevent'])
@@ -68,6 +69,27 @@ class Overlap(WithUwsgi):
 
     def test_two_greenlets_on_one_connection(self):
         self.assertEqual(self.uwsgi.get('/shared_object').json()['outcomes'], ['first: ok', 'second: ProgrammingError'])
+
+
+class WithoutWaitHook(WithUwsgi, unittest.TestCase):
+    """mysqlclient on a client library that has no I/O wait option (Oracle's): the fallback overlaps queries too."""
+
+    pool = {'pool_size': 10, 'max_overflow': 0, 'timeout': 30}
+    processes = 1
+    environ = {'DBPOOL_FORCE_FALLBACK': '1'}
+
+    def test_queries_overlap(self):
+        with self.gate():
+            pages = [in_background(self.uwsgi.get, '/gate') for _ in range(10)]
+            wait_until(lambda: len(self.waiting_at_gate()) == 10, 30, 'ten queries at the gate')
+            self.assertEqual(self.uwsgi.get('/ping').status, 200)
+        self.assertEqual({page.result().status for page in pages}, {200})
+
+    def test_right_rows(self):
+        answers = concurrently(lambda n: self.uwsgi.get('/rows', ids='%d,%d' % (n + 1, n + 2), token=n), range(60), 12)
+        for n, answer in enumerate(answers):
+            self.assertEqual(getattr(answer, 'status', answer), 200, answer)
+            self.assertEqual(answer.json()['rows'], [[pk, self.nonces[pk], str(n)] for pk in (n + 1, n + 2)])
 
 
 @matrix(modes=['gevent', 'threads'])

@@ -2,7 +2,6 @@
 """uWSGI's own stats show the pool, at once and without --enable-metrics; secrets are nowhere to be seen (I9)."""
 
 import json
-import os
 import unittest
 
 from tests.e2e.base import PASSWORD, WithServer, WithUwsgi

@@ -191,6 +191,8 @@ static void deliver(struct fake *fake, int channel, const struct dbp_wire_open *
     if (alive > atomic_load(&fake->most))
         atomic_store(&fake->most, alive); /* this thread is the only writer */
     send_to_broker(channel, &msg, pair[0]);
+    if (mode == FAKE_OPEN_TWICE)
+        send_to_broker(channel, &msg, pair[0]);
     close(pair[0]);
 }
 

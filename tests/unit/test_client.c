@@ -62,7 +62,7 @@ static void answer_ask(int channel, const union dbp_wire_any *ask, uint32_t seri
     if (mode == REFUSE)
         msg.head.result = fetch ? DBP_E_STALE : DBP_E_CONFLICT;
     if (fetch) {
-        msg.session.facts.connection_id = 42;
+        msg.session.facts.connection_id = mode == LATE ? 41 : 42;
         msg.session.facts.greeting_len = mode == TOO_LONG_FACTS ? DBP_GREETING_MAX + 1 : 10;
     } else if (mode != WRONG_TYPE) {
         msg.registered.pool = mode == TOO_LONG_FACTS ? DBP_POOLS_MAX : 1;
@@ -94,7 +94,7 @@ static bool on_ask(int channel) {
     case LATE:
         /* First what the last request should have got, then this one's. */
         if (have_late)
-            answer_ask(channel, &late, late.head.serial, ANSWER);
+            answer_ask(channel, &late, late.head.serial, LATE);
         have_late = false;
         answer_ask(channel, &msg, msg.head.serial, ANSWER);
         return true;
@@ -356,6 +356,16 @@ static void test_I2_an_answer_that_comes_late_is_not_taken_for_the_next(void **s
     assert_int_equal(pool, 1);
     assert_int_equal(fd, -7);
     assert_int_equal(fd_census(0), before); /* the late answer brought an fd, which nobody wanted any more */
+    /* The same when it is an answer of the kind that the next one waits for. */
+    atomic_store(&broker.ask_mode, SILENT);
+    asked = atomic_load(&broker.asked);
+    assert_int_equal(dbp_session_fetch(client, &lease, dbp_now_us() + 20000, &fd, &facts), DBP_E_TIMEOUT);
+    assert_true(eventually_at_least(&broker.asked, asked + 1));
+    atomic_store(&broker.ask_mode, LATE);
+    assert_int_equal(dbp_session_fetch(client, &lease, in_seconds(WAIT_S), &fd, &facts), 0);
+    assert_int_equal(facts.connection_id, 42);
+    close(fd);
+    assert_int_equal(fd_census(0), before);
     atomic_store(&broker.ask_mode, SILENT);
     assert_int_equal(ask_register(dbp_now_us() + 20000, text, &pool), DBP_E_TIMEOUT);
     assert_string_equal(text, "the broker did not answer");

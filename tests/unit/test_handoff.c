@@ -401,6 +401,29 @@ static void test_I2_a_grant_to_a_reused_place_goes_back(void **state) {
     assert_claims(ticket + DBP_WAITERS_MAX, 3, 0);
 }
 
+static void test_I2_a_grant_is_claimed_after_the_ring_went_past_it(void **state) {
+    uint32_t session;
+    dbp_word word;
+
+    (void)state;
+    uint32_t a = wait_in(2, true), b = wait_in(4, true);
+    make_idle(0);
+    make_idle(1);
+    dbp_handoff_match(&share, 0);
+    for (uint32_t i = 0; i < 2 * DBP_WAITERS_MAX; i++) {
+        uint32_t ticket = wait_in(3, false);
+        assert_int_equal(dbp_handoff_cancel(&share, 0, ticket, 3, &session, &word), DBP_E_TIMEOUT);
+    }
+    uint32_t next = wait_in(3, true);
+    dbp_handoff_bury(&share, 0, 4);
+    dbp_handoff_sweep(&share, 0); /* wakes a again, passes b's session on */
+    assert_int_equal(dbp_handoff_claim(&share, 0, a, 2, &session, &word), 0);
+    assert_int_equal(session, 0);
+    assert_int_equal(dbp_handoff_claim(&share, 0, a, 2, &session, &word), DBP_E_FAILED);
+    assert_int_equal(dbp_handoff_claim(&share, 0, b, 4, &session, &word), DBP_E_FAILED);
+    assert_claims(next, 3, 1);
+}
+
 static void test_I5_a_session_that_its_server_left_is_granted_to_nobody(void **state) {
     (void)state;
     make_idle(0);
@@ -438,6 +461,7 @@ int main(void) {
         TEST(test_I2_a_session_granted_to_a_dead_waiter_goes_on),
         TEST(test_I4_burying_finds_places_before_the_head),
         TEST(test_I2_a_grant_to_a_reused_place_goes_back),
+        TEST(test_I2_a_grant_is_claimed_after_the_ring_went_past_it),
         TEST(test_I5_a_session_that_its_server_left_is_granted_to_nobody),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

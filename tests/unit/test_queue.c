@@ -241,6 +241,23 @@ static void test_a_queue_of_grants_that_nobody_takes_is_full(void **state) {
     assert_oldest(ticket);
 }
 
+static void test_a_grant_that_sleeps_for_ever_fills_the_queue_at_last(void **state) {
+    uint32_t ticket, n = 0;
+
+    (void)state;
+    uint32_t sleeper = push(1);
+    assert_true(dbp_queue_move(queue, dbp_queue_look(queue, sleeper), DBP_PLACE_GRANTED, 5));
+    for (; n < 200 * DBP_WAITERS_MAX && dbp_queue_push(queue, 2, false, &ticket); n++)
+        give_up(ticket);
+    assert_true(n > 100 * DBP_WAITERS_MAX &&
+                n < 200 * DBP_WAITERS_MAX); /* the count of laps has an end, and is whole */
+    assert_int_equal(dbp_place_session(dbp_queue_look(queue, sleeper)), 5);
+    assert_int_equal(dbp_place_proc(dbp_queue_look(queue, sleeper)), 1);
+    give_up(sleeper);
+    ticket = push(3);
+    assert_oldest(ticket);
+}
+
 static void test_next_scans_only_who_waits(void **state) {
     uint32_t at = 0;
     dbp_place place;
@@ -320,6 +337,7 @@ int main(void) {
         TEST(test_a_head_far_behind_catches_up),
         TEST(test_I2_a_grant_that_is_never_taken_does_not_fill_the_queue),
         TEST(test_a_queue_of_grants_that_nobody_takes_is_full),
+        TEST(test_a_grant_that_sleeps_for_ever_fills_the_queue_at_last),
         TEST(test_next_scans_only_who_waits),
         TEST(test_the_futex_changes_with_the_state),
         TEST(test_I4_random_operations_agree_with_a_list),

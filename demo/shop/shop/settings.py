@@ -28,4 +28,8 @@ DATABASES = {
 }
 # One pool for the whole uWSGI instance: at most this many sessions, whatever the number of workers.
 if DATABASES['default']['ENGINE'].startswith('dbpool.'):
-    DATABASES['default']['POOL'] = {'pool_size': int(os.environ.get('SHOP_POOL_SIZE', '10')), 'max_overflow': 0, 'timeout': 30}
+    DATABASES['default']['POOL'] = {
+        'pool_size': int(os.environ.get('SHOP_POOL_SIZE', '10')),
+        'max_overflow': 0,
+        'timeout': 30,
+    }

@@ -17,19 +17,16 @@ static struct dbp_client *client;
 static unsigned epoch;
 
 /* Runs in the child, the only thread there: plain stores are enough. */
-static void forked(void)
-{
+static void forked(void) {
     epoch++;
     client = NULL;
 }
 
-unsigned dbp_py_epoch(void)
-{
+unsigned dbp_py_epoch(void) {
     return epoch;
 }
 
-uint64_t dbp_py_deadline(double seconds)
-{
+uint64_t dbp_py_deadline(double seconds) {
     const double longest = 365.0 * 86400.0; /* keeps the product inside 64 bits whatever a caller asks for */
     struct timespec now;
 
@@ -41,8 +38,7 @@ uint64_t dbp_py_deadline(double seconds)
     return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u + (uint64_t)(seconds * 1e6);
 }
 
-static void refuse(const char *reason, const char *text)
-{
+static void refuse(const char *reason, const char *text) {
     PyObject *args = Py_BuildValue("(ss)", reason, text);
 
     if (args) {
@@ -51,8 +47,7 @@ static void refuse(const char *reason, const char *text)
     }
 }
 
-const struct dbp_api *dbp_py_api(void)
-{
+const struct dbp_api *dbp_py_api(void) {
     static const struct dbp_api *found;
     const struct dbp_api *api = found;
 
@@ -77,8 +72,7 @@ const struct dbp_api *dbp_py_api(void)
     return api;
 }
 
-struct dbp_client *dbp_py_client(void)
-{
+struct dbp_client *dbp_py_client(void) {
     const struct dbp_api *api;
     struct dbp_client *got;
     const char *why = NULL;
@@ -89,10 +83,8 @@ struct dbp_client *dbp_py_client(void)
     api = dbp_py_api();
     if (!api)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    got = api->client(&why, &before_fork);
-    Py_END_ALLOW_THREADS
-    if (!got) {
+    Py_BEGIN_ALLOW_THREADS got = api->client(&why, &before_fork);
+    Py_END_ALLOW_THREADS if (!got) {
         refuse(before_fork ? "before-fork" : "client", why ? why : "this process cannot attach to the pool");
         return NULL;
     }
@@ -100,8 +92,7 @@ struct dbp_client *dbp_py_client(void)
     return client;
 }
 
-int dbp_py_guard(int fd)
-{
+int dbp_py_guard(int fd) {
     int r = client ? dbp_py_api()->guard_fd(client, fd) : 0;
 
     if (r == 0)
@@ -111,14 +102,12 @@ int dbp_py_guard(int fd)
     return -1;
 }
 
-void dbp_py_unguard(int fd)
-{
+void dbp_py_unguard(int fd) {
     if (client)
         dbp_py_api()->unguard_fd(client, fd);
 }
 
-int dbp_py_fence(int fd)
-{
+int dbp_py_fence(int fd) {
     int dead, r;
 
     /* Private connections are fenced too, where there may be no plugin: so not core's dbp_fence_fd. */
@@ -131,8 +120,7 @@ int dbp_py_fence(int fd)
     return r < 0 ? -1 : 0;
 }
 
-int dbp_py_api_init(PyObject *module)
-{
+int dbp_py_api_init(PyObject *module) {
     int r;
 
     unavailable = PyErr_NewExceptionWithDoc("dbpool._dbpool.Unavailable",

@@ -13,12 +13,10 @@
 #define BATCH 64 /* events per call; the rest comes with the next turn of the loop */
 
 typedef struct {
-    PyObject_HEAD
-    int fd;
+    PyObject_HEAD int fd;
 } epoll_object;
 
-static PyObject *epoll_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
+static PyObject *epoll_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     epoll_object *self;
 
     if (!PyArg_ParseTuple(args, ":Epoll") || (kwargs && PyDict_GET_SIZE(kwargs))) {
@@ -37,34 +35,29 @@ static PyObject *epoll_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static void epoll_close(epoll_object *self)
-{
+static void epoll_close(epoll_object *self) {
     if (self->fd >= 0)
         close(self->fd);
     self->fd = -1;
 }
 
-static void epoll_dealloc(PyObject *object)
-{
+static void epoll_dealloc(PyObject *object) {
     epoll_close((epoll_object *)object);
     Py_TYPE(object)->tp_free(object);
 }
 
-static PyObject *epoll_close_method(PyObject *self, PyObject *ignored)
-{
+static PyObject *epoll_close_method(PyObject *self, PyObject *ignored) {
     (void)ignored;
     epoll_close((epoll_object *)self);
     Py_RETURN_NONE;
 }
 
-static PyObject *epoll_fileno(PyObject *self, PyObject *ignored)
-{
+static PyObject *epoll_fileno(PyObject *self, PyObject *ignored) {
     (void)ignored;
     return PyLong_FromLong(((epoll_object *)self)->fd);
 }
 
-static PyObject *epoll_arm(PyObject *object, PyObject *args)
-{
+static PyObject *epoll_arm(PyObject *object, PyObject *args) {
     epoll_object *self = (epoll_object *)object;
     struct epoll_event event = {0};
     int fd, reading;
@@ -81,8 +74,7 @@ static PyObject *epoll_arm(PyObject *object, PyObject *args)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-static PyObject *epoll_forget(PyObject *object, PyObject *arg)
-{
+static PyObject *epoll_forget(PyObject *object, PyObject *arg) {
     struct epoll_event event = {0};
     long fd = PyLong_AsLong(arg);
 
@@ -94,8 +86,7 @@ static PyObject *epoll_forget(PyObject *object, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-static PyObject *epoll_ready(PyObject *object, PyObject *ignored)
-{
+static PyObject *epoll_ready(PyObject *object, PyObject *ignored) {
     struct epoll_event events[BATCH];
     PyObject *list;
     int n, i;

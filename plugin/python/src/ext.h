@@ -46,8 +46,7 @@ PyObject *dbp_py_wait_fd(PyObject *module, PyObject *args);
 /* ---- pool.c ---- */
 
 typedef struct {
-    PyObject_HEAD
-    struct dbp_lease lease;
+    PyObject_HEAD struct dbp_lease lease;
     unsigned epoch;
     bool held;
 } dbp_py_lease;
@@ -62,8 +61,7 @@ bool dbp_py_lease_held(const dbp_py_lease *self);
 /* ---- session.c ---- */
 
 typedef struct {
-    PyObject_HEAD
-    struct dbp_session_facts facts;
+    PyObject_HEAD struct dbp_session_facts facts;
 } dbp_py_facts;
 
 extern PyTypeObject dbp_py_facts_type;

@@ -3,8 +3,7 @@
  */
 #include "ext.h"
 
-static PyObject *probe(PyObject *module, PyObject *ignored)
-{
+static PyObject *probe(PyObject *module, PyObject *ignored) {
     (void)module;
     (void)ignored;
     if (!dbp_py_api())
@@ -12,8 +11,7 @@ static PyObject *probe(PyObject *module, PyObject *ignored)
     Py_RETURN_NONE;
 }
 
-static PyObject *attach(PyObject *module, PyObject *ignored)
-{
+static PyObject *attach(PyObject *module, PyObject *ignored) {
     (void)module;
     (void)ignored;
     if (!dbp_py_client())
@@ -21,22 +19,19 @@ static PyObject *attach(PyObject *module, PyObject *ignored)
     Py_RETURN_NONE;
 }
 
-static PyObject *py_epoch(PyObject *module, PyObject *ignored)
-{
+static PyObject *py_epoch(PyObject *module, PyObject *ignored) {
     (void)module;
     (void)ignored;
     return PyLong_FromUnsignedLong(dbp_py_epoch());
 }
 
-static PyObject *main_interpreter(PyObject *module, PyObject *ignored)
-{
+static PyObject *main_interpreter(PyObject *module, PyObject *ignored) {
     (void)module;
     (void)ignored;
     return PyBool_FromLong(PyInterpreterState_Get() == PyInterpreterState_Main());
 }
 
-static PyObject *py_fence(PyObject *module, PyObject *arg)
-{
+static PyObject *py_fence(PyObject *module, PyObject *arg) {
     long fd = PyLong_AsLong(arg);
 
     (void)module;
@@ -63,23 +58,28 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "dbpool._dbpool",
-    .m_doc = "The C side of dbpool: see the package's docstring.",
+    PyModuleDef_HEAD_INIT, .m_name = "dbpool._dbpool", .m_doc = "The C side of dbpool: see the package's docstring.",
     .m_size = -1, /* one process, one pool: the state is global on purpose */
     .m_methods = methods,
 };
 
-static int add_constants(PyObject *module)
-{
+static int add_constants(PyObject *module) {
     static const struct {
         const char *name;
         long value;
     } constants[] = {
-        {"E_BUSY", DBP_E_BUSY},         {"E_TIMEOUT", DBP_E_TIMEOUT},   {"E_FAILED", DBP_E_FAILED},
-        {"E_FULL", DBP_E_FULL},         {"E_CLOSED", DBP_E_CLOSED},     {"E_CONFLICT", DBP_E_CONFLICT},
-        {"E_INVALID", DBP_E_INVALID},   {"E_STALE", DBP_E_STALE},       {"E_INTERRUPTED", DBP_E_INTERRUPTED},
-        {"CLEAN", DBP_RETURN_CLEAN},    {"RESET", DBP_RETURN_RESET},    {"DOOM", DBP_RETURN_DOOM},
+        {"E_BUSY", DBP_E_BUSY},
+        {"E_TIMEOUT", DBP_E_TIMEOUT},
+        {"E_FAILED", DBP_E_FAILED},
+        {"E_FULL", DBP_E_FULL},
+        {"E_CLOSED", DBP_E_CLOSED},
+        {"E_CONFLICT", DBP_E_CONFLICT},
+        {"E_INVALID", DBP_E_INVALID},
+        {"E_STALE", DBP_E_STALE},
+        {"E_INTERRUPTED", DBP_E_INTERRUPTED},
+        {"CLEAN", DBP_RETURN_CLEAN},
+        {"RESET", DBP_RETURN_RESET},
+        {"DOOM", DBP_RETURN_DOOM},
         {"SESSIONS_MAX", (long)DBP_SESSIONS_MAX},
     };
     size_t i;
@@ -90,8 +90,7 @@ static int add_constants(PyObject *module)
     return 0;
 }
 
-static int add_types(PyObject *module)
-{
+static int add_types(PyObject *module) {
     static const struct {
         const char *name;
         PyTypeObject *type;
@@ -117,8 +116,7 @@ static int add_types(PyObject *module)
 
 PyMODINIT_FUNC PyInit__dbpool(void);
 
-PyMODINIT_FUNC PyInit__dbpool(void)
-{
+PyMODINIT_FUNC PyInit__dbpool(void) {
     PyObject *module = PyModule_Create(&definition);
 
     if (!module)

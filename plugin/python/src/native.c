@@ -50,9 +50,8 @@ struct library {
 };
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *connection; /* never given up but by drop() */
-    PyObject *exception;  /* what ended a wait; the driver can only say 2013 */
+    PyObject_HEAD PyObject *connection; /* never given up but by drop() */
+    PyObject *exception;                /* what ended a wait; the driver can only say 2013 */
     MYSQL *mysql;
     int fd; /* the number that adopt() put the session under; -1 before and after */
     bool layout;
@@ -64,8 +63,7 @@ static struct library lib;
 static native_object **by_fd;
 static size_t by_fd_size;
 
-static int by_fd_set(int fd, native_object *native)
-{
+static int by_fd_set(int fd, native_object *native) {
     if ((size_t)fd >= by_fd_size) {
         size_t size = ((size_t)fd + 64u) & ~(size_t)63u;
         native_object **grown = PyMem_Realloc(by_fd, size * sizeof(*grown));
@@ -83,8 +81,7 @@ static int by_fd_set(int fd, native_object *native)
 }
 
 /* The number may have a new owner already: then the guard is the new owner's too. */
-static void disown(native_object *self)
-{
+static void disown(native_object *self) {
     if (self->fd >= 0 && by_fd[self->fd] == self) {
         by_fd[self->fd] = NULL;
         dbp_py_unguard(self->fd);
@@ -94,8 +91,7 @@ static void disown(native_object *self)
 
 /* ---- the library ---- */
 
-static int library_open(const char *path)
-{
+static int library_open(const char *path) {
     struct {
         const char *name;
         void *slot;
@@ -142,14 +138,12 @@ static int library_open(const char *path)
 }
 
 /* Every field that we write lies between ones that are compared here; addresses inside the struct count most. */
-static bool layout_agrees(MYSQL *m)
-{
+static bool layout_agrees(MYSQL *m) {
 #if HAVE_LAYOUT
     unsigned status = 0;
 
-    return lib.get_infov && lib.get_socket && lib.error(m) == m->net.last_error &&
-           lib.sqlstate(m) == m->net.sqlstate && lib.host_info(m) == m->host_info &&
-           lib.server_info(m) == m->server_version && lib.info(m) == m->info &&
+    return lib.get_infov && lib.get_socket && lib.error(m) == m->net.last_error && lib.sqlstate(m) == m->net.sqlstate &&
+           lib.host_info(m) == m->host_info && lib.server_info(m) == m->server_version && lib.info(m) == m->info &&
            lib.affected_rows(m) == m->affected_rows && lib.insert_id(m) == m->insert_id &&
            lib.thread_id(m) == m->thread_id && lib.field_count(m) == m->field_count &&
            lib.warning_count(m) == m->warning_count && m->status == MYSQL_STATUS_READY &&
@@ -162,8 +156,7 @@ static bool layout_agrees(MYSQL *m)
 
 /* ---- the type ---- */
 
-static PyObject *native_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
+static PyObject *native_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *connection, *capsule;
     native_object *self;
     const char *path;
@@ -191,8 +184,7 @@ static PyObject *native_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
-static void native_dealloc(PyObject *object)
-{
+static void native_dealloc(PyObject *object) {
     native_object *self = (native_object *)object;
 
     /* connection is leaked on purpose unless drop() was called. */
@@ -202,8 +194,7 @@ static void native_dealloc(PyObject *object)
     Py_TYPE(object)->tp_free(object);
 }
 
-static int current_fd(native_object *self)
-{
+static int current_fd(native_object *self) {
     /* Asked each time: libmariadb closes its socket after an error. Oracle's library cannot be asked; there the Python
      * side calls lost() in that case. */
     if (!self->connection)
@@ -211,8 +202,7 @@ static int current_fd(native_object *self)
     return lib.get_socket ? lib.get_socket(self->mysql) : self->fd;
 }
 
-static PyObject *native_adopt(PyObject *object, PyObject *args)
-{
+static PyObject *native_adopt(PyObject *object, PyObject *args) {
     native_object *self = (native_object *)object;
     int fd, under;
 
@@ -242,8 +232,7 @@ static PyObject *native_adopt(PyObject *object, PyObject *args)
 /* ---- cooperative waiting ---- */
 
 /* GIL held, the exception set: it cannot pass through libmariadb. */
-static void keep_exception(int fd)
-{
+static void keep_exception(int fd) {
     native_object *native = fd >= 0 && (size_t)fd < by_fd_size ? by_fd[fd] : NULL;
     PyObject *value;
 #if PY_VERSION_HEX >= 0x030c0000
@@ -265,14 +254,12 @@ static void keep_exception(int fd)
 }
 
 #if HAVE_LAYOUT
-static int io_wait(my_socket fd, my_bool reading, int timeout_ms)
-{
+static int io_wait(my_socket fd, my_bool reading, int timeout_ms) {
     return dbp_py_wait_unlocked(fd, reading != 0, timeout_ms == 0 ? -1 : timeout_ms, keep_exception);
 }
 #endif
 
-static PyObject *native_install(PyObject *object, PyObject *ignored)
-{
+static PyObject *native_install(PyObject *object, PyObject *ignored) {
     (void)ignored;
 #if HAVE_LAYOUT
     native_object *self = (native_object *)object;
@@ -287,8 +274,7 @@ static PyObject *native_install(PyObject *object, PyObject *ignored)
     Py_RETURN_FALSE;
 }
 
-static PyObject *native_take_exception(PyObject *object, PyObject *ignored)
-{
+static PyObject *native_take_exception(PyObject *object, PyObject *ignored) {
     native_object *self = (native_object *)object;
     PyObject *exception = self->exception;
 
@@ -301,8 +287,7 @@ static PyObject *native_take_exception(PyObject *object, PyObject *ignored)
 
 /* ---- the cached state ---- */
 
-static PyObject *native_checkout(PyObject *object, PyObject *arg)
-{
+static PyObject *native_checkout(PyObject *object, PyObject *arg) {
     native_object *self = (native_object *)object;
     long status = PyLong_AsLong(arg);
 
@@ -325,8 +310,7 @@ static PyObject *native_checkout(PyObject *object, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-static PyObject *native_settle(PyObject *object, PyObject *arg)
-{
+static PyObject *native_settle(PyObject *object, PyObject *arg) {
     native_object *self = (native_object *)object;
     int autocommit = PyObject_IsTrue(arg);
 
@@ -353,29 +337,25 @@ static PyObject *native_settle(PyObject *object, PyObject *arg)
 #endif
 }
 
-static PyObject *native_more_results(PyObject *object, PyObject *ignored)
-{
+static PyObject *native_more_results(PyObject *object, PyObject *ignored) {
     (void)ignored;
     return PyBool_FromLong(lib.more_results(((native_object *)object)->mysql));
 }
 
 /* ---- the end ---- */
 
-static PyObject *native_socket(PyObject *object, PyObject *ignored)
-{
+static PyObject *native_socket(PyObject *object, PyObject *ignored) {
     (void)ignored;
     return PyLong_FromLong(current_fd((native_object *)object));
 }
 
-static PyObject *native_lost(PyObject *object, PyObject *ignored)
-{
+static PyObject *native_lost(PyObject *object, PyObject *ignored) {
     (void)ignored;
     disown((native_object *)object);
     Py_RETURN_NONE;
 }
 
-static PyObject *native_fence(PyObject *object, PyObject *ignored)
-{
+static PyObject *native_fence(PyObject *object, PyObject *ignored) {
     native_object *self = (native_object *)object;
     int fd = current_fd(self);
 
@@ -386,8 +366,7 @@ static PyObject *native_fence(PyObject *object, PyObject *ignored)
     Py_RETURN_NONE;
 }
 
-static PyObject *native_drop(PyObject *object, PyObject *ignored)
-{
+static PyObject *native_drop(PyObject *object, PyObject *ignored) {
     native_object *self = (native_object *)object;
 
     (void)ignored;
@@ -399,8 +378,7 @@ static PyObject *native_drop(PyObject *object, PyObject *ignored)
     Py_RETURN_NONE;
 }
 
-static PyObject *native_layout(PyObject *object, void *closure)
-{
+static PyObject *native_layout(PyObject *object, void *closure) {
     (void)closure;
     return PyBool_FromLong(((native_object *)object)->layout);
 }

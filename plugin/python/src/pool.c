@@ -9,8 +9,7 @@
 #include <string.h>
 
 /* An outcome that the caller handles is a positive int, -errno is an OSError. */
-static PyObject *outcome(int r)
-{
+static PyObject *outcome(int r) {
     if (r > 0)
         return PyLong_FromLong(r);
     errno = -r;
@@ -19,8 +18,7 @@ static PyObject *outcome(int r)
 
 /* ---- Lease ---- */
 
-static PyObject *lease_wrap(const struct dbp_lease *lease, unsigned epoch)
-{
+static PyObject *lease_wrap(const struct dbp_lease *lease, unsigned epoch) {
     dbp_py_lease *self = PyObject_New(dbp_py_lease, &dbp_py_lease_type);
 
     if (!self) {
@@ -38,21 +36,18 @@ static PyObject *lease_wrap(const struct dbp_lease *lease, unsigned epoch)
     return (PyObject *)self;
 }
 
-bool dbp_py_lease_held(const dbp_py_lease *self)
-{
+bool dbp_py_lease_held(const dbp_py_lease *self) {
     return self->held && self->epoch == dbp_py_epoch();
 }
 
-static int lease_return(dbp_py_lease *self, uint16_t status, enum dbp_return how)
-{
+static int lease_return(dbp_py_lease *self, uint16_t status, enum dbp_return how) {
     if (!dbp_py_lease_held(self))
         return DBP_E_STALE;
     self->held = false;
     return dbp_py_api()->release(dbp_py_client(), &self->lease, status, how);
 }
 
-static void lease_dealloc(PyObject *object)
-{
+static void lease_dealloc(PyObject *object) {
     dbp_py_lease *self = (dbp_py_lease *)object;
 
     /* Nobody knows any more what was done with it. */
@@ -61,24 +56,21 @@ static void lease_dealloc(PyObject *object)
     PyObject_Free(self);
 }
 
-static PyObject *lease_valid(PyObject *object, PyObject *ignored)
-{
+static PyObject *lease_valid(PyObject *object, PyObject *ignored) {
     dbp_py_lease *self = (dbp_py_lease *)object;
 
     (void)ignored;
     return PyBool_FromLong(dbp_py_lease_held(self) && dbp_py_api()->lease_valid(dbp_py_client(), &self->lease));
 }
 
-static PyObject *lease_status(PyObject *object, PyObject *ignored)
-{
+static PyObject *lease_status(PyObject *object, PyObject *ignored) {
     dbp_py_lease *self = (dbp_py_lease *)object;
 
     (void)ignored;
     return PyLong_FromLong(dbp_py_lease_held(self) ? dbp_py_api()->lease_status(dbp_py_client(), &self->lease) : 0);
 }
 
-static PyObject *lease_release(PyObject *object, PyObject *args)
-{
+static PyObject *lease_release(PyObject *object, PyObject *args) {
     int status, how, r;
 
     if (!PyArg_ParseTuple(args, "ii:release", &status, &how))
@@ -91,8 +83,7 @@ static PyObject *lease_release(PyObject *object, PyObject *args)
     return r < 0 ? outcome(r) : PyLong_FromLong(r);
 }
 
-static PyObject *lease_get(PyObject *object, void *closure)
-{
+static PyObject *lease_get(PyObject *object, void *closure) {
     const char *base = (const char *)&((dbp_py_lease *)object)->lease;
     uint32_t value;
 
@@ -128,14 +119,18 @@ PyTypeObject dbp_py_lease_type = {
 /* ---- Wait ---- */
 
 typedef struct {
-    PyObject_HEAD
-    struct dbp_wait wait;
+    PyObject_HEAD struct dbp_wait wait;
+    uint64_t began_us;
     unsigned epoch;
     bool queued;
 } wait_object;
 
-static PyObject *wait_poll(PyObject *object, PyObject *ignored)
-{
+static void wait_over(wait_object *self) {
+    self->queued = false;
+    dbp_py_api()->wait_account(dbp_py_client(), self->wait.pool, dbp_py_deadline(0.0) - self->began_us);
+}
+
+static PyObject *wait_poll(PyObject *object, PyObject *ignored) {
     wait_object *self = (wait_object *)object;
     struct dbp_lease lease;
     int r;
@@ -145,12 +140,11 @@ static PyObject *wait_poll(PyObject *object, PyObject *ignored)
         return outcome(DBP_E_STALE);
     r = dbp_py_api()->wait_poll(dbp_py_client(), &self->wait, &lease);
     if (r != DBP_E_BUSY)
-        self->queued = false;
+        wait_over(self);
     return r == 0 ? lease_wrap(&lease, self->epoch) : outcome(r);
 }
 
-static PyObject *wait_cancel(PyObject *object, PyObject *ignored)
-{
+static PyObject *wait_cancel(PyObject *object, PyObject *ignored) {
     wait_object *self = (wait_object *)object;
     struct dbp_lease lease;
     int r;
@@ -158,13 +152,12 @@ static PyObject *wait_cancel(PyObject *object, PyObject *ignored)
     (void)ignored;
     if (!self->queued || self->epoch != dbp_py_epoch())
         return outcome(DBP_E_STALE);
-    self->queued = false;
     r = dbp_py_api()->wait_cancel(dbp_py_client(), &self->wait, &lease);
+    wait_over(self);
     return r == 0 ? lease_wrap(&lease, self->epoch) : outcome(r);
 }
 
-static void wait_dealloc(PyObject *object)
-{
+static void wait_dealloc(PyObject *object) {
     wait_object *self = (wait_object *)object;
 
     if (self->queued && self->epoch == dbp_py_epoch()) {
@@ -174,6 +167,7 @@ static void wait_dealloc(PyObject *object)
 
         if (api->wait_cancel(client, &self->wait, &lease) == 0)
             api->release(client, &lease, api->lease_status(client, &lease), DBP_RETURN_CLEAN);
+        wait_over(self);
     }
     PyObject_Free(self);
 }
@@ -194,8 +188,7 @@ PyTypeObject dbp_py_wait_type = {
 
 /* ---- taking ---- */
 
-static PyObject *acquire_now(PyObject *module, PyObject *arg)
-{
+static PyObject *acquire_now(PyObject *module, PyObject *arg) {
     unsigned long pool = PyLong_AsUnsignedLong(arg);
     struct dbp_client *client;
     struct dbp_lease lease;
@@ -212,8 +205,7 @@ static PyObject *acquire_now(PyObject *module, PyObject *arg)
 }
 
 /* Asked by core after a signal, without the GIL. The exception stays set in this thread. */
-static bool interrupted(void *arg)
-{
+static bool interrupted(void *arg) {
     PyGILState_STATE state = PyGILState_Ensure();
     bool raised = PyErr_CheckSignals() < 0;
 
@@ -222,8 +214,7 @@ static bool interrupted(void *arg)
     return raised;
 }
 
-static PyObject *acquire(PyObject *module, PyObject *args)
-{
+static PyObject *acquire(PyObject *module, PyObject *args) {
     struct dbp_client *client;
     struct dbp_lease lease;
     unsigned pool;
@@ -236,16 +227,12 @@ static PyObject *acquire(PyObject *module, PyObject *args)
     client = dbp_py_client();
     if (!client)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = dbp_py_api()->acquire(client, pool, dbp_py_deadline(seconds), interrupted, NULL, &lease);
-    Py_END_ALLOW_THREADS
-    if (r == DBP_E_INTERRUPTED && PyErr_Occurred())
-        return NULL;
+    Py_BEGIN_ALLOW_THREADS r = dbp_py_api()->acquire(client, pool, dbp_py_deadline(seconds), interrupted, NULL, &lease);
+    Py_END_ALLOW_THREADS if (r == DBP_E_INTERRUPTED && PyErr_Occurred()) return NULL;
     return r == 0 ? lease_wrap(&lease, dbp_py_epoch()) : outcome(r);
 }
 
-static PyObject *wait_begin(PyObject *module, PyObject *arg)
-{
+static PyObject *wait_begin(PyObject *module, PyObject *arg) {
     unsigned long pool = PyLong_AsUnsignedLong(arg);
     struct dbp_client *client;
     wait_object *self;
@@ -260,6 +247,7 @@ static PyObject *wait_begin(PyObject *module, PyObject *arg)
         return NULL;
     self->queued = false;
     self->epoch = dbp_py_epoch();
+    self->began_us = dbp_py_deadline(0.0);
     r = dbp_py_api()->wait_begin(client, (uint32_t)pool, DBP_WAIT_EVENT, &self->wait);
     if (r == 0) {
         self->queued = true;
@@ -269,8 +257,7 @@ static PyObject *wait_begin(PyObject *module, PyObject *arg)
     return outcome(r);
 }
 
-static PyObject *wait_eventfd(PyObject *module, PyObject *ignored)
-{
+static PyObject *wait_eventfd(PyObject *module, PyObject *ignored) {
     struct dbp_client *client = dbp_py_client();
 
     (void)module;
@@ -280,8 +267,7 @@ static PyObject *wait_eventfd(PyObject *module, PyObject *ignored)
 
 /* ---- registering ---- */
 
-static int put_text(char *to, size_t size, PyObject *spec, const char *key)
-{
+static int put_text(char *to, size_t size, PyObject *spec, const char *key) {
     PyObject *value = PyDict_GetItemString(spec, key); /* borrowed */
     char *bytes;
     Py_ssize_t n;
@@ -299,8 +285,7 @@ static int put_text(char *to, size_t size, PyObject *spec, const char *key)
 }
 
 /* A list of statements, each closed by a NUL. */
-static int put_statements(char *to, size_t size, PyObject *spec, const char *key)
-{
+static int put_statements(char *to, size_t size, PyObject *spec, const char *key) {
     PyObject *list = PyDict_GetItemString(spec, key);
     size_t used = 0;
     Py_ssize_t i;
@@ -321,8 +306,7 @@ static int put_statements(char *to, size_t size, PyObject *spec, const char *key
     return 0;
 }
 
-static int put_number(uint32_t *to, PyObject *spec, const char *key)
-{
+static int put_number(uint32_t *to, PyObject *spec, const char *key) {
     PyObject *value = PyDict_GetItemString(spec, key);
     unsigned long number;
 
@@ -339,8 +323,7 @@ static int put_number(uint32_t *to, PyObject *spec, const char *key)
     return 0;
 }
 
-static int spec_fill(struct dbp_pool_spec *to, PyObject *spec)
-{
+static int spec_fill(struct dbp_pool_spec *to, PyObject *spec) {
 #define TEXT(field) put_text(to->field, sizeof(to->field), spec, #field) < 0
 #define NUMBER(field) put_number(&to->field, spec, #field) < 0
     if (TEXT(alias) || TEXT(host) || TEXT(unix_socket) || TEXT(user) || TEXT(password) || TEXT(database) ||
@@ -354,8 +337,7 @@ static int spec_fill(struct dbp_pool_spec *to, PyObject *spec)
     return 0;
 }
 
-static PyObject *pool_register(PyObject *module, PyObject *args)
-{
+static PyObject *pool_register(PyObject *module, PyObject *args) {
     struct dbp_pool_spec spec = {0};
     char why[DBP_TEXT_MAX] = "";
     struct dbp_client *client;
@@ -374,19 +356,16 @@ static PyObject *pool_register(PyObject *module, PyObject *args)
         explicit_bzero(&spec, sizeof(spec));
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    r = dbp_py_api()->client_register(client, &spec, dbp_py_deadline(seconds), why, sizeof(why), &pool);
+    Py_BEGIN_ALLOW_THREADS r =
+        dbp_py_api()->client_register(client, &spec, dbp_py_deadline(seconds), why, sizeof(why), &pool);
     explicit_bzero(&spec, sizeof(spec));
-    Py_END_ALLOW_THREADS
-    if (r < 0)
-        return outcome(r);
+    Py_END_ALLOW_THREADS if (r < 0) return outcome(r);
     return Py_BuildValue("(iIs)", r, (unsigned)pool, why);
 }
 
 /* ---- looking ---- */
 
-static PyObject *pool_stats(PyObject *module, PyObject *arg)
-{
+static PyObject *pool_stats(PyObject *module, PyObject *arg) {
     unsigned long pool = PyLong_AsUnsignedLong(arg);
     struct dbp_client *client = dbp_py_client();
     struct dbp_stats s = {0};
@@ -404,8 +383,7 @@ static PyObject *pool_stats(PyObject *module, PyObject *arg)
                          (long long)s.resets, "kills", (long long)s.kills);
 }
 
-static PyObject *pool_error(PyObject *module, PyObject *arg)
-{
+static PyObject *pool_error(PyObject *module, PyObject *arg) {
     unsigned long pool = PyLong_AsUnsignedLong(arg);
     struct dbp_client *client = dbp_py_client();
     struct dbp_error e = {0};
@@ -424,8 +402,7 @@ static PyObject *pool_error(PyObject *module, PyObject *arg)
 
 #define HOLDERS_SHOWN 8 /* as many as an error message can bear */
 
-static PyObject *pool_holders(PyObject *module, PyObject *arg)
-{
+static PyObject *pool_holders(PyObject *module, PyObject *arg) {
     unsigned long pool = PyLong_AsUnsignedLong(arg);
     struct dbp_client *client = dbp_py_client();
     struct dbp_holder holders[HOLDERS_SHOWN];

@@ -11,8 +11,7 @@
 
 /* ---- Facts ---- */
 
-static PyObject *facts_row(PyObject *object, void *closure)
-{
+static PyObject *facts_row(PyObject *object, void *closure) {
     const struct dbp_session_facts *f = &((dbp_py_facts *)object)->facts;
     PyObject *row = PyList_New(0);
     size_t at = 0;
@@ -43,14 +42,12 @@ static PyObject *facts_row(PyObject *object, void *closure)
     return row;
 }
 
-static PyObject *facts_connection_id(PyObject *object, void *closure)
-{
+static PyObject *facts_connection_id(PyObject *object, void *closure) {
     (void)closure;
     return PyLong_FromUnsignedLong(((dbp_py_facts *)object)->facts.connection_id);
 }
 
-static PyObject *facts_status(PyObject *object, void *closure)
-{
+static PyObject *facts_status(PyObject *object, void *closure) {
     (void)closure;
     return PyLong_FromUnsignedLong(((dbp_py_facts *)object)->facts.status);
 }
@@ -60,8 +57,7 @@ static PyGetSetDef facts_getset[] = {{"connection_id", facts_connection_id, NULL
                                      {"row", facts_row, NULL, "the first row of facts_sql: [bytes or None, ...]", NULL},
                                      {NULL, NULL, NULL, NULL, NULL}};
 
-static void plain_dealloc(PyObject *object)
-{
+static void plain_dealloc(PyObject *object) {
     PyObject_Free(object);
 }
 
@@ -74,8 +70,7 @@ PyTypeObject dbp_py_facts_type = {
     .tp_getset = facts_getset,
 };
 
-static PyObject *fetch(PyObject *module, PyObject *args)
-{
+static PyObject *fetch(PyObject *module, PyObject *args) {
     const struct dbp_api *api;
     struct dbp_client *client;
     dbp_py_lease *lease;
@@ -95,10 +90,8 @@ static PyObject *fetch(PyObject *module, PyObject *args)
     if (!facts)
         return NULL;
     api = dbp_py_api();
-    Py_BEGIN_ALLOW_THREADS
-    r = api->session_fetch(client, &lease->lease, dbp_py_deadline(seconds), &fd, &facts->facts);
-    Py_END_ALLOW_THREADS
-    if (r == 0) {
+    Py_BEGIN_ALLOW_THREADS r = api->session_fetch(client, &lease->lease, dbp_py_deadline(seconds), &fd, &facts->facts);
+    Py_END_ALLOW_THREADS if (r == 0) {
         if (dbp_py_guard(fd) == 0)
             return Py_BuildValue("(iN)", fd, facts);
         close(fd);
@@ -115,13 +108,11 @@ static PyObject *fetch(PyObject *module, PyObject *args)
 /* ---- ReplayServer ---- */
 
 typedef struct {
-    PyObject_HEAD
-    struct dbp_replay_server *server;
+    PyObject_HEAD struct dbp_replay_server *server;
     char name[108];
 } server_object;
 
-static PyObject *server_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
+static PyObject *server_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     const struct dbp_api *api = dbp_py_api();
     server_object *self;
     dbp_py_facts *facts;
@@ -148,8 +139,7 @@ static PyObject *server_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return NULL;
 }
 
-static PyObject *server_stop(PyObject *object, PyObject *ignored)
-{
+static PyObject *server_stop(PyObject *object, PyObject *ignored) {
     server_object *self = (server_object *)object;
     struct dbp_replay_server *server = self->server;
     char refusal[DBP_TEXT_MAX] = "";
@@ -157,15 +147,13 @@ static PyObject *server_stop(PyObject *object, PyObject *ignored)
     (void)ignored;
     self->server = NULL;
     if (server) {
-        Py_BEGIN_ALLOW_THREADS
-        dbp_py_api()->replay_server_stop(server, refusal, sizeof(refusal));
+        Py_BEGIN_ALLOW_THREADS dbp_py_api()->replay_server_stop(server, refusal, sizeof(refusal));
         Py_END_ALLOW_THREADS
     }
     return PyUnicode_DecodeUTF8(refusal, (Py_ssize_t)strlen(refusal), "replace");
 }
 
-static void server_dealloc(PyObject *object)
-{
+static void server_dealloc(PyObject *object) {
     PyObject *refusal = server_stop(object, NULL);
 
     if (!refusal)
@@ -174,8 +162,7 @@ static void server_dealloc(PyObject *object)
     Py_TYPE(object)->tp_free(object);
 }
 
-static PyObject *server_name(PyObject *object, void *closure)
-{
+static PyObject *server_name(PyObject *object, void *closure) {
     (void)closure;
     return PyUnicode_FromString(((server_object *)object)->name);
 }
@@ -198,8 +185,7 @@ PyTypeObject dbp_py_replay_server_type = {
     .tp_getset = server_getset,
 };
 
-static PyObject *close_fd(PyObject *module, PyObject *arg)
-{
+static PyObject *close_fd(PyObject *module, PyObject *arg) {
     long fd = PyLong_AsLong(arg);
 
     (void)module;
@@ -211,8 +197,7 @@ static PyObject *close_fd(PyObject *module, PyObject *arg)
 }
 
 /* Looks, takes nothing: another process may be in the middle of an answer. */
-static PyObject *peek_end(PyObject *module, PyObject *arg)
-{
+static PyObject *peek_end(PyObject *module, PyObject *arg) {
     long fd = PyLong_AsLong(arg);
     char byte;
     ssize_t n;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * Waiting for a session's fd. Three callers, one meaning: PyMySQL's Wire (GIL held), libmariadb's I/O wait callback (GIL
- * mostly released), the fallback driver (Python). In a greenlet the hook, set from Python, waits on the gevent hub;
- * everywhere else poll(2) waits without the GIL in slices, so that a signal handler runs soon even when the kernel gave
- * the signal to another thread.
+ * Waiting for a session's fd. Three callers, one meaning: PyMySQL's Wire (GIL held), libmariadb's I/O wait callback
+ * (GIL mostly released), the fallback driver (Python). In a greenlet the hook, set from Python, waits on the gevent
+ * hub; everywhere else poll(2) waits without the GIL in slices, so that a signal handler runs soon even when the kernel
+ * gave the signal to another thread.
  */
 #include "ext.h"
 
@@ -16,8 +16,7 @@ static PyObject *hook;
 /* Read without the GIL: only says whether taking the GIL is worth it, so relaxed is enough. */
 static atomic_bool hook_set;
 
-static int slice(int timeout_ms, uint64_t deadline)
-{
+static int slice(int timeout_ms, uint64_t deadline) {
     uint64_t now;
 
     if (timeout_ms < 0)
@@ -28,20 +27,16 @@ static int slice(int timeout_ms, uint64_t deadline)
     return deadline - now >= SLICE_MS * 1000u ? SLICE_MS : (int)((deadline - now + 999u) / 1000u);
 }
 
-static int poll_slices(int fd, bool reading, int timeout_ms)
-{
+static int poll_slices(int fd, bool reading, int timeout_ms) {
     struct pollfd p = {.fd = fd, .events = reading ? POLLIN : POLLOUT};
     uint64_t deadline = timeout_ms < 0 ? 0 : dbp_py_deadline(timeout_ms / 1e3);
 
     for (;;) {
         int ms = slice(timeout_ms, deadline), r, err;
 
-        Py_BEGIN_ALLOW_THREADS
-        r = poll(&p, 1, ms);
+        Py_BEGIN_ALLOW_THREADS r = poll(&p, 1, ms);
         err = errno;
-        Py_END_ALLOW_THREADS
-        if (r > 0)
-            return 1;
+        Py_END_ALLOW_THREADS if (r > 0) return 1;
         if (r < 0 && err != EINTR) {
             errno = err;
             PyErr_SetFromErrno(PyExc_OSError);
@@ -54,8 +49,7 @@ static int poll_slices(int fd, bool reading, int timeout_ms)
     }
 }
 
-int dbp_py_wait(int fd, bool reading, int timeout_ms)
-{
+int dbp_py_wait(int fd, bool reading, int timeout_ms) {
     if (hook) {
         PyObject *answer = PyObject_CallFunction(hook, "iOi", fd, reading ? Py_True : Py_False, timeout_ms);
         int ready;
@@ -72,8 +66,7 @@ int dbp_py_wait(int fd, bool reading, int timeout_ms)
     return poll_slices(fd, reading, timeout_ms);
 }
 
-static bool have_gil(void)
-{
+static bool have_gil(void) {
 #if PY_VERSION_HEX >= 0x030d0000
     PyThreadState *current = PyThreadState_GetUnchecked();
 #else
@@ -83,8 +76,7 @@ static bool have_gil(void)
     return current && current == PyGILState_GetThisThreadState();
 }
 
-int dbp_py_wait_unlocked(int fd, bool reading, int timeout_ms, void (*failed)(int fd))
-{
+int dbp_py_wait_unlocked(int fd, bool reading, int timeout_ms, void (*failed)(int fd)) {
     uint64_t deadline = timeout_ms < 0 ? 0 : dbp_py_deadline(timeout_ms / 1e3);
     PyGILState_STATE state;
     int ready;
@@ -124,8 +116,7 @@ int dbp_py_wait_unlocked(int fd, bool reading, int timeout_ms, void (*failed)(in
     return ready;
 }
 
-PyObject *dbp_py_set_wait_hook(PyObject *module, PyObject *callable)
-{
+PyObject *dbp_py_set_wait_hook(PyObject *module, PyObject *callable) {
     (void)module;
     if (callable != Py_None && !PyCallable_Check(callable)) {
         PyErr_SetString(PyExc_TypeError, "the wait hook must be callable or None");
@@ -141,8 +132,7 @@ PyObject *dbp_py_set_wait_hook(PyObject *module, PyObject *callable)
     Py_RETURN_NONE;
 }
 
-PyObject *dbp_py_wait_fd(PyObject *module, PyObject *args)
-{
+PyObject *dbp_py_wait_fd(PyObject *module, PyObject *args) {
     int fd, reading, timeout_ms, ready;
 
     (void)module;

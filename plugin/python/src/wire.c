@@ -16,21 +16,19 @@
 #define CHUNK 16384u /* one recv; larger reads go straight into the answer */
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *gone;             /* exception class for any use after close() */
-    struct dbp_replay *replay;  /* the login being played, else NULL */
-    int fd;                     /* -1: still in the login, or closed */
+    PyObject_HEAD PyObject *gone; /* exception class for any use after close() */
+    struct dbp_replay *replay;    /* the login being played, else NULL */
+    int fd;                       /* -1: still in the login, or closed */
     bool closed;
-    unsigned epoch;             /* in a forked child fd is closed already, and its number may be anybody's */
-    int timeout_ms;             /* -1: none */
-    unsigned status;            /* server status word, as last heard */
-    uint32_t announced;         /* length in the packet header that was read last */
-    size_t start, end;          /* unread bytes of buffer */
+    unsigned epoch;     /* in a forked child fd is closed already, and its number may be anybody's */
+    int timeout_ms;     /* -1: none */
+    unsigned status;    /* server status word, as last heard */
+    uint32_t announced; /* length in the packet header that was read last */
+    size_t start, end;  /* unread bytes of buffer */
     unsigned char buffer[CHUNK];
 } wire_object;
 
-static PyObject *wire_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
+static PyObject *wire_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     const struct dbp_api *api;
     wire_object *self;
     dbp_py_facts *facts;
@@ -60,8 +58,7 @@ static PyObject *wire_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 }
 
 /* For tests and for nothing else: a Wire over any socket. */
-static PyObject *wire_over(PyObject *type, PyObject *args)
-{
+static PyObject *wire_over(PyObject *type, PyObject *args) {
     wire_object *self;
     PyObject *gone;
     int fd;
@@ -79,8 +76,7 @@ static PyObject *wire_over(PyObject *type, PyObject *args)
     return (PyObject *)self;
 }
 
-static void wire_shut(wire_object *self)
-{
+static void wire_shut(wire_object *self) {
     if (self->replay)
         self->replay = dbp_py_api()->replay_free(self->replay);
     if (self->fd >= 0 && self->epoch == dbp_py_epoch()) {
@@ -91,8 +87,7 @@ static void wire_shut(wire_object *self)
     self->closed = true;
 }
 
-static void wire_dealloc(PyObject *object)
-{
+static void wire_dealloc(PyObject *object) {
     wire_object *self = (wire_object *)object;
 
     wire_shut(self);
@@ -100,8 +95,7 @@ static void wire_dealloc(PyObject *object)
     Py_TYPE(object)->tp_free(object);
 }
 
-static bool usable(wire_object *self)
-{
+static bool usable(wire_object *self) {
     PyObject *args;
 
     if (!self->closed)
@@ -113,8 +107,7 @@ static bool usable(wire_object *self)
     return false;
 }
 
-static int wait_or_raise(wire_object *self, bool reading)
-{
+static int wait_or_raise(wire_object *self, bool reading) {
     int fd = self->fd, ready = dbp_py_wait(fd, reading, self->timeout_ms);
 
     if (ready < 0)
@@ -129,8 +122,7 @@ static int wait_or_raise(wire_object *self, bool reading)
 }
 
 /* Bytes read into to; 0 at the end of the stream; -1. */
-static Py_ssize_t receive(wire_object *self, void *to, size_t n)
-{
+static Py_ssize_t receive(wire_object *self, void *to, size_t n) {
     for (;;) {
         ssize_t got;
 
@@ -152,15 +144,13 @@ static Py_ssize_t receive(wire_object *self, void *to, size_t n)
 
 /* PyMySQL reads a header, then exactly its payload: so 5 bytes that were announced and begin with 0xFE are an EOF
  * packet (a text row that begins with 0xFE is at least 9 long). */
-static void note(wire_object *self, const unsigned char *data, size_t n)
-{
+static void note(wire_object *self, const unsigned char *data, size_t n) {
     if (n == 5 && self->announced == 5 && data[0] == 0xFE)
         self->status = (unsigned)data[3] | (unsigned)data[4] << 8;
     self->announced = n == 4 ? (uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 : 0;
 }
 
-static PyObject *wire_read(PyObject *object, PyObject *arg)
-{
+static PyObject *wire_read(PyObject *object, PyObject *arg) {
     wire_object *self = (wire_object *)object;
     Py_ssize_t wanted = PyLong_AsSsize_t(arg);
     size_t have = 0;
@@ -214,8 +204,7 @@ static PyObject *wire_read(PyObject *object, PyObject *arg)
     return answer;
 }
 
-static PyObject *wire_sendall(PyObject *object, PyObject *arg)
-{
+static PyObject *wire_sendall(PyObject *object, PyObject *arg) {
     wire_object *self = (wire_object *)object;
     Py_buffer data;
     size_t sent = 0;
@@ -250,8 +239,7 @@ static PyObject *wire_sendall(PyObject *object, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-static PyObject *wire_settimeout(PyObject *object, PyObject *arg)
-{
+static PyObject *wire_settimeout(PyObject *object, PyObject *arg) {
     wire_object *self = (wire_object *)object;
     double seconds;
 
@@ -268,15 +256,13 @@ static PyObject *wire_settimeout(PyObject *object, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-static PyObject *wire_makefile(PyObject *object, PyObject *args)
-{
+static PyObject *wire_makefile(PyObject *object, PyObject *args) {
     (void)args;
     Py_INCREF(object);
     return object;
 }
 
-static PyObject *wire_adopt(PyObject *object, PyObject *arg)
-{
+static PyObject *wire_adopt(PyObject *object, PyObject *arg) {
     wire_object *self = (wire_object *)object;
     long fd = PyLong_AsLong(arg);
 
@@ -293,8 +279,7 @@ static PyObject *wire_adopt(PyObject *object, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-static PyObject *wire_refusal(PyObject *object, PyObject *ignored)
-{
+static PyObject *wire_refusal(PyObject *object, PyObject *ignored) {
     wire_object *self = (wire_object *)object;
     const char *why = self->replay ? dbp_py_api()->replay_refusal(self->replay) : NULL;
 
@@ -302,35 +287,30 @@ static PyObject *wire_refusal(PyObject *object, PyObject *ignored)
     return PyUnicode_DecodeUTF8(why ? why : "", (Py_ssize_t)(why ? strlen(why) : 0), "replace");
 }
 
-static PyObject *wire_pending(PyObject *object, PyObject *ignored)
-{
+static PyObject *wire_pending(PyObject *object, PyObject *ignored) {
     wire_object *self = (wire_object *)object;
 
     (void)ignored;
     return PyLong_FromSize_t(self->end - self->start);
 }
 
-static PyObject *wire_fileno(PyObject *object, PyObject *ignored)
-{
+static PyObject *wire_fileno(PyObject *object, PyObject *ignored) {
     (void)ignored;
     return PyLong_FromLong(((wire_object *)object)->fd);
 }
 
-static PyObject *wire_close(PyObject *object, PyObject *ignored)
-{
+static PyObject *wire_close(PyObject *object, PyObject *ignored) {
     (void)ignored;
     wire_shut((wire_object *)object);
     Py_RETURN_NONE;
 }
 
-static PyObject *get_status(PyObject *object, void *closure)
-{
+static PyObject *get_status(PyObject *object, void *closure) {
     (void)closure;
     return PyLong_FromUnsignedLong(((wire_object *)object)->status);
 }
 
-static int set_status(PyObject *object, PyObject *value, void *closure)
-{
+static int set_status(PyObject *object, PyObject *value, void *closure) {
     long status = value ? PyLong_AsLong(value) : 0;
 
     (void)closure;
