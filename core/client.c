@@ -5,6 +5,7 @@
 #include "attach.h"
 #include "handoff.h"
 #include "inspect.h"
+#include "reset.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,8 +18,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SLEEP_SLICE_US 1000000u /* longest futex sleep: then the broker's being alive and signals are looked at again \
-                                 */
+#define SLEEP_SLICE_US                                                                             \
+    1000000u /* longest futex sleep: then the broker's being alive and signals are looked at again \
+              */
 
 struct dbp_client {
     struct dbp_share share;
@@ -316,6 +318,9 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     if (!exists(client, pool))
         return DBP_E_INVALID;
     p = &client->share.table->pools[pool];
+    uint32_t max_waiting = atomic_load_explicit(&p->max_waiting, memory_order_relaxed);
+    if (max_waiting > 0 && atomic_load_explicit(&p->count.waiting, memory_order_relaxed) >= (int64_t)max_waiting)
+        return DBP_E_FULL;
     if (!dbp_queue_push(&p->queue, client->slot, kind == DBP_WAIT_EVENT, &ticket))
         return DBP_E_FULL;
     atomic_fetch_add_explicit(&p->count.waiting, 1, memory_order_relaxed);
@@ -442,8 +447,9 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
         ring(client, lease->pool);
         return 0;
     }
-    if (how == DBP_RETURN_RESET) {
-        if (!dbp_session_move(table, lease->session, word, DBP_RESETTING, 0, NULL))
+    if (how == DBP_RETURN_RESET || how == DBP_RETURN_COMMIT) {
+        enum dbp_reset_kind kind = how == DBP_RETURN_COMMIT ? DBP_RESET_COMMIT : DBP_RESET_ROLLBACK;
+        if (!dbp_session_move(table, lease->session, word, DBP_RESETTING, kind, NULL))
             return DBP_E_STALE;
         ring(client, lease->pool);
         return 0;

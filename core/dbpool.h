@@ -22,13 +22,13 @@
 #define DBP_MUST_USE __attribute__((warn_unused_result))
 
 /* Changes with every change of this header, the shared layout or the wire: all parts of one instance must agree. */
-#define DBP_VERSION 1u
+#define DBP_VERSION 2u
 
 enum dbp_error_code {
     DBP_E_BUSY = 1,       /* nothing idle now (acquire_now), or not granted yet (wait_poll) */
     DBP_E_TIMEOUT = 2,    /* the deadline passed before a session came */
     DBP_E_FAILED = 3,     /* no session can be opened: dbp_pool_error() has the server's or the network's own words */
-    DBP_E_FULL = 4,       /* the waiter queue has no place left (DBP_WAITERS_MAX) */
+    DBP_E_FULL = 4,       /* as many wait as may (max_waiting, or the queue's DBP_WAITERS_MAX) */
     DBP_E_CLOSED = 5,     /* the broker is gone, or this process was forked from an attached one */
     DBP_E_CONFLICT = 6,   /* registration: the alias lives already with another identity; errbuf says what differs */
     DBP_E_INVALID = 7,    /* an argument or a message is out of range */
@@ -69,9 +69,19 @@ struct dbp_pool_spec {
     uint32_t autocommit;   /* baseline: 0 or 1; every session is in it when it is handed out */
     uint32_t connect_timeout_s; /* of one login, 1..3600 */
     /* policy */
-    uint32_t pool_size;    /* sessions that are kept, 1..DBP_SESSIONS_MAX */
-    uint32_t max_overflow; /* further sessions while they are needed; ended when returned and nobody waits */
-    uint32_t recycle_s;    /* a session older than this is ended instead of handed out; 0: no limit */
+    uint32_t pool_size;      /* sessions that are kept, 1..DBP_SESSIONS_MAX */
+    uint32_t max_overflow;   /* further sessions while they are needed; ended when returned and nobody waits */
+    uint32_t recycle_s;      /* a session older than this is ended instead of handed out; 0: no limit */
+    uint32_t max_lifetime_s; /* as recycle_s, but each session a random part of a tenth earlier, and replaced before; 0:
+                                none */
+    uint32_t idle_timeout_s; /* a session above min_size that nobody used for so long is ended; 0: no limit */
+    uint32_t keepalive_s;    /* an idle session that is silent for so long is pinged; 0: never */
+    uint32_t min_size;       /* sessions that are kept open also when nobody has asked yet */
+    uint32_t core_size;      /* idle sessions above it are retired gradually; 0: pool_size, none are */
+    uint32_t retire_interval_ms; /* 0: never */
+    uint32_t retire_quantity;    /* at most so many per interval */
+    uint32_t unload_timeout_ms;  /* with core_size leased, a random part of this passes before one more is opened */
+    uint32_t max_waiting;        /* more waiters than this are refused at once; 0: DBP_WAITERS_MAX */
     uint32_t reserved;
 };
 
@@ -121,8 +131,9 @@ enum dbp_wait_kind {
 enum dbp_return {
     DBP_RETURN_CLEAN = 0, /* as it was leased: the next one may have it at once */
     DBP_RETURN_RESET =
-        1,              /* idle on the wire, but in a transaction or off the baseline: the broker puts it right first */
-    DBP_RETURN_DOOM = 2 /* the wire is not known to be idle: ended at the server, with KILL */
+        1, /* idle on the wire, but in a transaction or off the baseline: the broker puts it right first */
+    DBP_RETURN_COMMIT = 3, /* as RESET, but an open transaction is committed instead of rolled back */
+    DBP_RETURN_DOOM = 2    /* the wire is not known to be idle: ended at the server, with KILL */
 };
 
 /* The bits of a server status word that describe the session and not just the last command (include/mysql_com.h):

@@ -7,8 +7,17 @@ static uint32_t at_most(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
+static uint32_t at_least(uint32_t a, uint32_t b) {
+    return a > b ? a : b;
+}
+
 static uint32_t minus(uint32_t a, uint32_t b) {
     return a > b ? a - b : 0;
+}
+
+static void wake_by(struct dbp_janitor_plan *plan, uint64_t when) {
+    if (when != 0 && (plan->wake_at_us == 0 || when < plan->wake_at_us))
+        plan->wake_at_us = when;
 }
 
 uint64_t dbp_janitor_backoff_us(uint32_t failures) {
@@ -19,22 +28,74 @@ uint64_t dbp_janitor_backoff_us(uint32_t failures) {
     return us < DBP_RETRY_MOST_US ? us : DBP_RETRY_MOST_US;
 }
 
+/* A session per waiter that nobody is already fetching for it (a login under way, a reset about to end, an idle one),
+ * unless the core is busy and the time to sit that out has not passed. */
+static uint32_t wanted_by_waiters(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {
+    uint32_t wanted = minus(view->waiting, view->opening + view->resetting + view->idle);
+    uint64_t until = view->memory.overload_until_us;
+
+    if (wanted == 0 || view->core_size == 0 || view->unload_us == 0 || view->leased < view->core_size)
+        return wanted;
+    if (until == 0)
+        until = view->now_us + view->unload_us;
+    if (view->now_us >= until)
+        return wanted; /* sat out; the next overload starts anew */
+    plan->memory.overload_until_us = until;
+    wake_by(plan, until);
+    return 0;
+}
+
+static void plan_opening(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {
+    uint32_t live = minus(view->total, view->closing);
+    uint32_t wanted = at_least(wanted_by_waiters(view, plan), minus(view->min_size, live));
+
+    plan->open = at_most(wanted, minus(view->cap, view->total));
+    if (plan->open == 0 || view->failures == 0)
+        return;
+    if (view->now_us < view->retry_at_us) {
+        plan->open = 0;
+        wake_by(plan, view->retry_at_us);
+    } else {
+        plan->open = view->opening > 0 ? 0 : 1; /* one scout, until the server answers again */
+    }
+}
+
+static uint32_t due_for_gradual_retirement(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {
+    uint32_t surplus = minus(view->idle, view->core_size), due = 0;
+    uint64_t at = view->memory.retire_at_us;
+
+    if (view->core_size == 0 || view->retire_interval_us == 0 || surplus == 0)
+        return 0;
+    if (at != 0 && view->now_us >= at) {
+        due = at_most(surplus, at_least(view->retire_quantity, 1)); /* 0 counts as 1, as with the ancestor */
+        at = 0;
+    }
+    if (surplus > due) {
+        plan->memory.retire_at_us = at ? at : view->now_us + view->retire_interval_us;
+        wake_by(plan, plan->memory.retire_at_us);
+    }
+    return due;
+}
+
+static void plan_retiring(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {
+    uint32_t live = minus(view->total, view->closing);
+
+    /* A session that a waiter could have is never ended, and while anybody waits each is one. */
+    if (view->waiting > 0) {
+        plan->memory.retire_at_us = view->memory.retire_at_us;
+        return;
+    }
+    uint32_t retire = at_least(minus(live, view->pool_size), due_for_gradual_retirement(view, plan));
+    retire = at_least(retire, view->stale);
+    plan->retire = at_most(at_most(retire, view->idle), minus(live, view->min_size));
+    if (live > view->min_size)
+        wake_by(plan, view->next_stale_us);
+}
+
 struct dbp_janitor_plan dbp_janitor_plan(const struct dbp_janitor_view *view) {
     struct dbp_janitor_plan plan = {0};
 
-    /* A session per waiter that nobody is already fetching for it: a login under way, a reset about to end, an idle
-     * one. */
-    uint32_t wanted = minus(view->waiting, view->opening + view->resetting + view->idle);
-    plan.open = at_most(wanted, minus(view->cap, view->total));
-    if (plan.open > 0 && view->failures > 0) {
-        if (view->now_us < view->retry_at_us) {
-            plan.open = 0;
-            plan.wake_at_us = view->retry_at_us;
-        } else {
-            plan.open = view->opening > 0 ? 0 : 1; /* one scout, until the server answers again */
-        }
-    }
-    if (view->waiting == 0)
-        plan.retire = at_most(view->idle, minus(view->total - view->closing, view->pool_size));
+    plan_opening(view, &plan);
+    plan_retiring(view, &plan);
     return plan;
 }

@@ -17,7 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define TICK_US 1000000u /* sweep and ages: bounds how long a stopped process's half-done work can stay */
+#define TICK_US 1000000u          /* sweep and ages: bounds how long a stopped process's half-done work can stay */
+#define REPLACE_EARLY_US 5000000u /* before the end of a lifetime: more than a login takes */
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
@@ -37,15 +38,47 @@ void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
 
 /* ---- time ---- */
 
+static void sooner(uint64_t *nextp, uint64_t when) {
+    if (when < *nextp)
+        *nextp = when;
+}
+
 static void check_age(struct dbp_keeper *keeper, uint32_t session, const struct dbp_pool_spec *spec, uint64_t now,
                       uint64_t *nextp) {
-    if (spec->recycle_s == 0 || atomic_load(&shared(keeper, session)->unfit))
+    struct kept *kept = &keeper->sessions[session];
+    uint64_t end = kept->expires_us ? kept->expires_us : UINT64_MAX;
+
+    if (atomic_load(&shared(keeper, session)->unfit))
         return;
-    uint64_t end = atomic_load(&shared(keeper, session)->opened_us) + (uint64_t)spec->recycle_s * 1000000u;
+    if (kept->expires_us) {
+        uint64_t life = 1000000ull * spec->max_lifetime_s;
+        uint64_t early = end - (life / 10 < REPLACE_EARLY_US ? life / 10 : REPLACE_EARLY_US);
+        if (early <= now)
+            dbp_opening_replace(keeper, session);
+        else
+            sooner(nextp, early);
+    }
+    if (spec->recycle_s > 0)
+        sooner(&end, atomic_load(&shared(keeper, session)->opened_us) + 1000000ull * spec->recycle_s);
     if (end <= now)
         dbp_ending_unfit(keeper, session);
-    else if (end < *nextp)
-        *nextp = end;
+    else
+        sooner(nextp, end);
+}
+
+/* An idle session that has been silent for long is asked whether it is still there, before a firewall forgets it. */
+static void check_silence(struct dbp_keeper *keeper, uint32_t session, const struct dbp_pool_spec *spec, uint64_t now,
+                          uint64_t *nextp) {
+    uint64_t spoke = keeper->sessions[session].spoke_us, returned = atomic_load(&shared(keeper, session)->returned_us);
+    dbp_word word = word_of(keeper, session);
+
+    if (spec->keepalive_s == 0 || dbp_word_state(word) != DBP_IDLE)
+        return;
+    uint64_t due = (spoke > returned ? spoke : returned) + 1000000ull * spec->keepalive_s;
+    if (due > now)
+        sooner(nextp, due);
+    else if (dbp_session_move(keeper->table, session, word, DBP_RESETTING, DBP_RESET_PING, NULL))
+        dbp_resetting_begin(keeper, session);
 }
 
 static void check_deadline(struct dbp_keeper *keeper, uint32_t session, uint64_t now, uint64_t *nextp) {
@@ -85,8 +118,10 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, i));
         if (keeper->sessions[i].ending || keeper->sessions[i].resetting || keeper->sessions[i].opening_sent)
             check_deadline(keeper, i, now, &next);
-        else if (spec && state != DBP_CLOSING)
+        else if (spec && state != DBP_CLOSING) {
             check_age(keeper, i, spec, now, &next);
+            check_silence(keeper, i, spec, now, &next);
+        }
     }
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX && dbp_registry_spec(keeper->registry, pool); pool++) {
         struct kept_pool *kp = &keeper->pools[pool];

@@ -38,3 +38,14 @@ void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd) {
 void dbp_kept_look_again(struct dbp_keeper *keeper, uint32_t pool) {
     keeper->pools[pool].look_again = true;
 }
+
+/* xorshift64 (Marsaglia, "Xorshift RNGs", 2003). */
+uint64_t dbp_kept_random(struct dbp_keeper *keeper, uint64_t most) {
+    uint64_t x = keeper->random ? keeper->random : dbp_now_us() | 1u;
+
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    keeper->random = x;
+    return most == UINT64_MAX ? x : x % (most + 1);
+}

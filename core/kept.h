@@ -5,6 +5,7 @@
 #ifndef DBPOOL_KEPT_H
 #define DBPOOL_KEPT_H
 
+#include "janitor.h"
 #include "registry.h"
 #include "wire.h"
 #include "reset.h"
@@ -31,6 +32,9 @@ struct kept {
     uint64_t kill_again_us;  /* not before, after a failed one */
     uint64_t deadline_us;    /* of the login, the ending or the reset */
     uint32_t waiters_before; /* tail of the queue when its login was asked for */
+    uint64_t expires_us;     /* max_lifetime less its jitter; 0: never */
+    uint64_t spoke_us;       /* when the server last answered the broker: opened, reset, pinged */
+    bool replaced;           /* another one was opened for it */
     struct dbp_reset reset;
     struct dbp_session_facts facts;
 };
@@ -38,6 +42,7 @@ struct kept {
 struct kept_pool {
     uint32_t total;  /* slots out of EMPTY */
     bool look_again; /* dbp_kept_look_again */
+    struct dbp_janitor_memory memory;
     uint32_t failures;
     uint64_t retry_at_us;
     uint64_t wake_at_us;
@@ -51,6 +56,7 @@ struct dbp_keeper {
     struct dbp_keeper_ops ops;
     bool connector;
     uint64_t next_tick_us;
+    uint64_t random; /* state of dbp_kept_random */
     struct kept_pool pools[DBP_POOLS_MAX];
     struct kept *sessions;     /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
     int fds[DBP_SESSIONS_MAX]; /* the broker's copy of each session's fd; -1: none */
@@ -82,6 +88,8 @@ void dbp_kept_say(const struct dbp_keeper *keeper, enum dbp_log_level level, con
 void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events);
 /* Consumes fd; -1 only closes the old one. */
 void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd);
+/* A number from 0 to most: for jitter, not for secrets. */
+uint64_t dbp_kept_random(struct dbp_keeper *keeper, uint64_t most);
 /* The pool's figures have changed: its policy is asked again at the end of the broker's batch (dbp_keeper_tick). */
 void dbp_kept_look_again(struct dbp_keeper *keeper, uint32_t pool);
 

@@ -134,6 +134,11 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
     atomic_store(&shared(keeper, msg->session)->connection_id, msg->facts.connection_id);
     atomic_store(&shared(keeper, msg->session)->status, msg->facts.status & DBP_STATUS_KEPT);
     atomic_store(&shared(keeper, msg->session)->opened_us, dbp_now_us());
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
+    uint64_t lifetime_us = 1000000ull * (spec ? spec->max_lifetime_s : 0);
+    kept->spoke_us = dbp_now_us();
+    kept->expires_us = lifetime_us ? kept->spoke_us + lifetime_us - dbp_kept_random(keeper, lifetime_us / 10) : 0;
+    kept->replaced = false;
     dbp_kept_watch(keeper, msg->session, EPOLLRDHUP);
     add(&keeper->table->pools[pool].count.opened);
     if (keeper->pools[pool].failures > 0)
@@ -197,6 +202,28 @@ static bool retire_one(struct dbp_keeper *keeper, uint32_t pool) {
     return true;
 }
 
+static void count_stale(struct dbp_keeper *keeper, uint32_t pool, uint64_t timeout_us, struct dbp_janitor_view *view) {
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        if (dbp_word_state(word_of(keeper, i)) != DBP_IDLE || pool_of(keeper, i) != pool)
+            continue;
+        uint64_t stale_at = atomic_load(&shared(keeper, i)->returned_us) + timeout_us;
+        if (stale_at <= view->now_us)
+            view->stale++;
+        else if (view->next_stale_us == 0 || stale_at < view->next_stale_us)
+            view->next_stale_us = stale_at;
+    }
+}
+
+void dbp_opening_replace(struct dbp_keeper *keeper, uint32_t session) {
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
+    struct kept_pool *kp = &keeper->pools[pool_of(keeper, session)];
+
+    /* Only what the pool would keep; one more than that, and the old one simply goes. */
+    if (!keeper->sessions[session].replaced && spec && kp->failures == 0 && kp->total <= spec->pool_size &&
+        kp->total < spec->pool_size + spec->max_overflow)
+        keeper->sessions[session].replaced = open_one(keeper, pool_of(keeper, session));
+}
+
 void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
     struct kept_pool *kp = &keeper->pools[pool];
@@ -207,20 +234,30 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
     kp->look_again = false;
     struct dbp_janitor_view view = {
         .now_us = dbp_now_us(),
+        .memory = kp->memory,
         .retry_at_us = kp->retry_at_us,
         .failures = kp->failures,
         .opening = figure(&count->state[DBP_OPENING]),
         .resetting = figure(&count->state[DBP_RESETTING]),
         .idle = figure(&count->state[DBP_IDLE]),
+        .leased = figure(&count->state[DBP_LEASED]) + figure(&count->state[DBP_GRANTED]),
         .closing = figure(&count->state[DBP_CLOSING]),
         .total = kp->total,
         .pool_size = spec->pool_size,
         .cap = spec->pool_size + spec->max_overflow,
+        .min_size = spec->min_size,
+        .core_size = spec->core_size,
+        .retire_interval_us = 1000ull * spec->retire_interval_ms,
+        .retire_quantity = spec->retire_quantity,
+        .unload_us = dbp_kept_random(keeper, 1000ull * spec->unload_timeout_ms),
     };
     view.waiting = waiting_in(keeper, pool, view.cap);
     if (view.closing > view.total)
         view.closing = view.total;
+    if (spec->idle_timeout_s > 0)
+        count_stale(keeper, pool, 1000000ull * spec->idle_timeout_s, &view);
     struct dbp_janitor_plan plan = dbp_janitor_plan(&view);
+    kp->memory = plan.memory;
     kp->wake_at_us = plan.wake_at_us;
     while (plan.open-- > 0 && open_one(keeper, pool))
         continue;

@@ -12,6 +12,8 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool);
 /* The connector's answers; delivered consumes fd. */
 void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd);
 void dbp_opening_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg);
+/* Opens another one for a session whose time will soon be over, so that no request has to wait for its login. */
+void dbp_opening_replace(struct dbp_keeper *keeper, uint32_t session);
 /* It has not answered for a session in OPENING. */
 void dbp_opening_overdue(struct dbp_keeper *keeper, uint32_t session);
 

@@ -79,6 +79,15 @@ static const struct number {
     NUMBER(pool_size, 1, DBP_SESSIONS_MAX, false),
     NUMBER(max_overflow, 0, DBP_SESSIONS_MAX, false),
     NUMBER(recycle_s, 0, UINT32_MAX, false),
+    NUMBER(max_lifetime_s, 0, UINT32_MAX, false),
+    NUMBER(idle_timeout_s, 0, UINT32_MAX, false),
+    NUMBER(keepalive_s, 0, UINT32_MAX, false),
+    NUMBER(min_size, 0, DBP_SESSIONS_MAX, false),
+    NUMBER(core_size, 0, DBP_SESSIONS_MAX, false),
+    NUMBER(retire_interval_ms, 0, UINT32_MAX, false),
+    NUMBER(retire_quantity, 0, DBP_SESSIONS_MAX, false),
+    NUMBER(unload_timeout_ms, 0, UINT32_MAX, false),
+    NUMBER(max_waiting, 0, DBP_WAITERS_MAX, false),
 #undef NUMBER
 };
 
@@ -119,6 +128,10 @@ static bool check(const struct dbp_pool_spec *spec, char *text) {
                  spec->pool_size + spec->max_overflow, DBP_SESSIONS_MAX);
         return false;
     }
+    if (spec->min_size > spec->pool_size) {
+        snprintf(text, DBP_TEXT_MAX, "min_size is %u: at most pool_size, %u", spec->min_size, spec->pool_size);
+        return false;
+    }
     return true;
 }
 
@@ -150,6 +163,7 @@ static bool same_identity(const struct dbp_pool_spec *old, const struct dbp_pool
 
 static void publish(struct dbp_pool *pool, const struct dbp_pool_spec *spec) {
     atomic_store(&pool->pool_size, spec->pool_size);
+    atomic_store(&pool->max_waiting, spec->max_waiting);
     atomic_store(&pool->count.max, (int64_t)spec->pool_size + spec->max_overflow);
 }
 

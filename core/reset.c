@@ -7,23 +7,25 @@
 #include <string.h>
 
 #define COM_QUERY 0x03u
+#define COM_PING 0x0eu
 #define STATUS_IN_TRANS 0x0001u
 #define STATUS_AUTOCOMMIT 0x0002u
 #define STATUS_MORE_RESULTS 0x0008u
 
-enum { ROLLBACK, ROLLBACK_SENT, AUTOCOMMIT, AUTOCOMMIT_SENT, DONE, FAILED };
+enum { END_TRANSACTION, END_SENT, AUTOCOMMIT, AUTOCOMMIT_SENT, DONE, FAILED };
 
-void dbp_reset_init(struct dbp_reset *reset, bool autocommit) {
+void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool autocommit) {
     memset(reset, 0, sizeof *reset);
+    reset->kind = (uint8_t)kind;
     reset->autocommit = autocommit;
 }
 
 enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset) {
     switch (reset->stage) {
-    case ROLLBACK:
+    case END_TRANSACTION:
     case AUTOCOMMIT:
         return DBP_RESET_SEND;
-    case ROLLBACK_SENT:
+    case END_SENT:
     case AUTOCOMMIT_SENT:
         return DBP_RESET_READ;
     case DONE:
@@ -33,15 +35,27 @@ enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset) {
     }
 }
 
+static const char *statement(const struct dbp_reset *reset) {
+    if (reset->stage == AUTOCOMMIT)
+        return reset->autocommit ? "SET autocommit=1" : "SET autocommit=0";
+    switch ((enum dbp_reset_kind)reset->kind) {
+    case DBP_RESET_ROLLBACK:
+        return "ROLLBACK AND NO CHAIN NO RELEASE";
+    case DBP_RESET_COMMIT:
+        return "COMMIT AND NO CHAIN NO RELEASE";
+    case DBP_RESET_PING:
+        break;
+    }
+    return ""; /* a COM_PING has no text */
+}
+
 size_t dbp_reset_command(struct dbp_reset *reset, uint8_t *buf) {
-    const char *sql = reset->stage == ROLLBACK ? "ROLLBACK AND NO CHAIN NO RELEASE"
-                      : reset->autocommit      ? "SET autocommit=1"
-                                               : "SET autocommit=0";
+    const char *sql = statement(reset);
     size_t n = strlen(sql);
 
     buf[0] = (uint8_t)(n + 1);
     buf[1] = buf[2] = buf[3] = 0;
-    buf[4] = COM_QUERY;
+    buf[4] = n > 0 ? COM_QUERY : COM_PING;
     memcpy(buf + 5, sql, n);
     reset->stage++;
     reset->n = 0;
@@ -83,7 +97,7 @@ void dbp_reset_feed(struct dbp_reset *reset, const uint8_t *data, size_t n) {
     bool off = ((reset->status & STATUS_AUTOCOMMIT) != 0) != reset->autocommit;
     if (reset->status & (STATUS_IN_TRANS | STATUS_MORE_RESULTS))
         reset->stage = FAILED;
-    else if (reset->stage == ROLLBACK_SENT)
+    else if (reset->stage == END_SENT)
         reset->stage = off ? AUTOCOMMIT : DONE;
     else
         reset->stage = off ? FAILED : DONE;

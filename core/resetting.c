@@ -38,7 +38,9 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
         kept->resetting = false;
         atomic_store(&shared(keeper, session)->status, kept->reset.status & DBP_STATUS_KEPT);
         dbp_kept_watch(keeper, session, EPOLLRDHUP);
-        add(&keeper->table->pools[pool].count.resets);
+        if (kept->reset.kind != DBP_RESET_PING)
+            add(&keeper->table->pools[pool].count.resets);
+        kept->spoke_us = dbp_now_us();
         if (atomic_load(&shared(keeper, session)->unfit)) {
             dbp_ending_unfit(keeper, session);
         } else if (dbp_idle_put(keeper->table, session, word_of(keeper, session))) {
@@ -55,6 +57,7 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
 void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
+    enum dbp_reset_kind kind = (enum dbp_reset_kind)dbp_word_owner(word_of(keeper, session));
 
     if (kept->server_gone) {
         dbp_ending_unfit(keeper, session);
@@ -70,7 +73,7 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
     }
     kept->resetting = true;
     kept->deadline_us = dbp_now_us() + RESET_MOST_US;
-    dbp_reset_init(&kept->reset, spec && spec->autocommit);
+    dbp_reset_init(&kept->reset, kind, spec && spec->autocommit);
     dbp_kept_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
     go_on_resetting(keeper, session);
 }

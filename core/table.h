@@ -22,11 +22,12 @@
 enum dbp_state {
     DBP_EMPTY = 0, /* no session. Broker: reserves it (OPENING) */
     DBP_OPENING,   /* the connector logs in. Broker: IDLE when it delivers, EMPTY when it fails */
-    DBP_IDLE,      /* in the pool, in its idle bit. Client: LEASED or, for a waiter, GRANTED; broker: CLOSING */
+    DBP_IDLE,      /* in the pool, in its idle bit. Client: LEASED or, for a waiter, GRANTED; broker: CLOSING, or
+                      RESETTING for a ping */
     DBP_GRANTED,   /* owner is a ticket. The waiter: LEASED; whoever finds the waiter gone: IDLE */
     DBP_LEASED, /* owner is a process slot. Its holder: IDLE, RESETTING or CLOSING; broker when the holder died: CLOSING
                  */
-    DBP_RESETTING, /* broker: IDLE when the server has answered well, else CLOSING */
+    DBP_RESETTING, /* owner is a dbp_reset_kind. Broker: IDLE when the server has answered well, else CLOSING */
     DBP_CLOSING, /* still counted in the cap; owner is 1 when it needs a KILL. Broker: EMPTY when the server has hung up
                   */
     DBP_STATES
@@ -80,6 +81,7 @@ struct dbp_pool {
     _Atomic uint32_t attention; /* clients set it before they ring; the broker takes it */
     char alias[DBP_ALIAS_MAX];
     _Atomic uint32_t pool_size;              /* broker */
+    _Atomic uint32_t max_waiting;            /* broker; 0: no limit but the queue's */
     _Atomic uint32_t error_seq;              /* odd while the broker writes error; 0: none yet */
     _Atomic uint32_t error[DBP_ERROR_WORDS]; /* a struct dbp_error, word by word: readers may come in between */
     _Alignas(64) _Atomic uint64_t idle[DBP_IDLE_WORDS]; /* bit = this session is IDLE; a hint, taken before the word */

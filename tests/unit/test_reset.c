@@ -18,7 +18,7 @@ static uint8_t out[DBP_RESET_PACKET_MAX];
 
 /* Starts and sends the ROLLBACK. */
 static void begin(bool autocommit) {
-    dbp_reset_init(&reset, autocommit);
+    dbp_reset_init(&reset, DBP_RESET_ROLLBACK, autocommit);
     assert_int_equal(dbp_reset_step(&reset), DBP_RESET_SEND);
     size_t n = dbp_reset_command(&reset, out);
     assert_int_equal(n, 4u + out[0]);
@@ -169,7 +169,7 @@ static void test_I5_an_answer_too_long_fails_and_overruns_nothing(void **state) 
 
 static void test_I5_bytes_that_nobody_asked_for_fail(void **state) {
     (void)state;
-    dbp_reset_init(&reset, true);
+    dbp_reset_init(&reset, DBP_RESET_ROLLBACK, true);
     feed_ok(AUTOCOMMIT); /* before the command */
     assert_int_equal(dbp_reset_step(&reset), DBP_RESET_FAILED);
     begin(true);
