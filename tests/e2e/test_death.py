@@ -152,6 +152,10 @@ class SameProcesses(NoAnswer, WithServer, unittest.TestCase):
                 self.assertEqual(answer.json()['rows'], [[2, self.nonces[2], 'y']])
             self.whole(uwsgi)
             self.assertLessEqual(len(self.sessions()), POOL['pool_size'])
+            # uWSGI 2.0.21 does not stop while a worker with threads is ending by max-requests (nor without us).
+            limit = int(options.get('max-requests', 0))
+            wait_until(lambda: all(w['accepting'] and not 0 < limit <= w['delta_requests']
+                                   for w in uwsgi.stats()['workers']), 90, 'all workers are there')
         wait_until(lambda: not self.sessions(), 30, 'the sessions end with the instance')
 
     def patiently(self, uwsgi):
@@ -168,7 +172,7 @@ class SameProcesses(NoAnswer, WithServer, unittest.TestCase):
                 self.patiently(uwsgi)
         for mode in MODES:
             with self.subTest(mode):
-                self.ends_well(mode, {'max-requests': 20, 'min-worker-lifetime': 0}, end)
+                self.ends_well(mode, {'max-requests': 20, 'min-worker-lifetime': 0, 'worker-reload-mercy': 5}, end)
 
     def test_worker_is_asked_to_end(self):
         for mode in MODES:

@@ -160,6 +160,21 @@ class Hub(unittest.TestCase):
         b.send(b'x')
         self.assertTrue(greenlet.get())
 
+    def test_a_forked_child_takes_nothing_of_the_parents(self):
+        (a, b), = pairs(self, 1)
+        greenlet = gevent.spawn(waiting.wait, a.fileno(), True, LONG)
+        gevent.sleep(0)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                b.send(b'x')
+                self.reactor._ready()
+                os._exit(0 if greenlet.started and not greenlet.ready() else 1)
+            finally:
+                os._exit(2)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        self.assertIs(greenlet.get(), True)
+
     def test_an_arming_that_fails(self):
         with self.assertRaises(OSError):
             waiting.wait(9999, True, LONG)

@@ -70,6 +70,7 @@ static void err(const struct server_end *end) {
 
 static void query(struct fake *fake, struct server_end *end, const char *sql) {
     bool rollback = strncmp(sql, "ROLLBACK", 8) == 0, autocommit = strncmp(sql, "SET autocommit=", 15) == 0;
+    bool question = strncmp(sql, "Q ", 2) == 0;
     uint64_t nonce = 0;
 
     if (rollback || autocommit) {
@@ -92,12 +93,13 @@ static void query(struct fake *fake, struct server_end *end, const char *sql) {
     else if (strcmp(sql, "HANG") == 0) {
         end->busy = true;
         return;
-    } else if (strncmp(sql, "Q ", 2) == 0) {
-        atomic_fetch_add(&fake->queries, 1);
+    } else if (question)
         nonce = strtoull(sql + 2, NULL, 10);
-    } else if (!rollback)
+    else if (!rollback)
         atomic_fetch_add(&fake->strange, 1);
     ok(end, nonce);
+    if (question) /* counted when its answer is there */
+        atomic_fetch_add(&fake->queries, 1);
 }
 
 static void serve(struct fake *fake, struct server_end *end) {
@@ -217,11 +219,11 @@ static void on_kill(struct fake *fake, int channel, const struct dbp_wire_kill *
     uint32_t mode = atomic_load(&fake->kill_mode);
 
     atomic_store(&fake->last_killed, kill_msg->connection_id);
+    atomic_fetch_add(&fake->kills, 1);
     if (mode == FAKE_KILL_DO)
         for (int i = 0; i < SESSIONS; i++)
             if (ends[i].fd >= 0 && ends[i].id == kill_msg->connection_id)
                 hang_up(fake, &ends[i]);
-    atomic_fetch_add(&fake->kills, 1);
     if (mode == FAKE_KILL_IGNORE)
         return;
     memset(&msg.killed, 0, sizeof msg.killed);

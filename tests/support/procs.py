@@ -69,10 +69,15 @@ def start_time(pid):
     return int(fields[19]) if fields else None
 
 
+def _has_ended(fields):
+    """A zombie has ended, but not one whose main thread alone is gone: the others keep its fds."""
+    return not fields or fields[0] in 'ZX' and int(fields[17]) <= 1
+
+
 def is_alive(pid, started=None):
-    """True unless the process ended (zombies have ended) or, with started, its pid is another's now."""
+    """True unless the process ended or, with started, its pid is another's now."""
     fields = _stat(pid)
-    return bool(fields) and fields[0] not in 'ZX' and (started is None or int(fields[19]) == started)
+    return not _has_ended(fields) and (started is None or int(fields[19]) == started)
 
 
 def children(pid):
@@ -80,7 +85,7 @@ def children(pid):
     for name in os.listdir('/proc'):
         if name.isdigit():
             fields = _stat(int(name))
-            if fields and int(fields[1]) == pid and fields[0] not in 'ZX':
+            if not _has_ended(fields) and int(fields[1]) == pid:
                 found.append(int(name))
     return sorted(found)
 

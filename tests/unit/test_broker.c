@@ -227,6 +227,7 @@ static void test_I5_a_failed_reset_ends_the_session(void **state) {
     uint32_t id = p->facts.connection_id;
     assert_int_equal(puppet_release(p, 0, DBP_RETURN_RESET), 0);
     assert_true(eventually_equal(&count->closed, 1));
+    assert_true(eventually_at_least(&fake->kills, 1)); /* the server hangs up by itself, maybe sooner than it is told */
     assert_int_equal(atomic_load(&fake->last_killed), id);
     atomic_store(&fake->reset_mode, FAKE_RESET_OK);
     assert_whole(2);
@@ -243,7 +244,7 @@ static void test_I5_unread_bytes_are_found_by_the_reset(void **state) {
     assert_true(eventually_at_least(&fake->queries, 2));
     assert_int_equal(puppet_release(p, 0, DBP_RETURN_RESET), 0);
     assert_true(eventually_equal(&count->closed, 1));
-    assert_int_equal(atomic_load(&fake->kills), 1);
+    assert_true(eventually_at_least(&fake->kills, 1));
     assert_whole(2);
 }
 
@@ -393,7 +394,7 @@ static void test_a_failed_login_is_told_to_who_waited_and_tried_again(void **sta
     assert_string_equal(p->error.text, "Access denied by the fake");
     assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
     assert_int_equal(atomic_load(&count->size), 0);
-    assert_int_equal(atomic_load(&count->waiting), 0);
+    assert_true(eventually_equal(&count->waiting, 0));
     atomic_store(&fake->open_mode, FAKE_OPEN_DO);
     int rc;
     for (int tries = 0; (rc = puppet_acquire(p, 0)) == DBP_E_FAILED && tries < 3; tries++)

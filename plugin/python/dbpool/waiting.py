@@ -118,6 +118,10 @@ class Reactor:
                 self.watcher.ref = False
 
     def _ready(self):
+        if self.epoch != _dbpool.epoch():
+            # A forked child with the parent's loop: the epoll is the parent's too, and so are its events.
+            self.watcher.stop()
+            return
         for fd in self.epoll.ready():
             waiter = self.waiters.pop(fd, None)
             if waiter is not None:
@@ -194,6 +198,9 @@ class Dispatcher:
                 self.watcher.ref = False
 
     def _wake(self):
+        if self.epoch != _dbpool.epoch():
+            self.watcher.stop()  # in a forked child: what this eventfd says is for the parent
+            return
         try:
             os.read(self.eventfd, 8)
         except BlockingIOError:

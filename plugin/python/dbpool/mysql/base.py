@@ -107,15 +107,12 @@ class DatabaseWrapper(stock.DatabaseWrapper):
     def get_new_connection(self, conn_params):
         self._connected_in = _dbpool.epoch()
         self._pool = None
-        with _improperly_configured():
-            # Django's way to a server without a database is for creating test databases: private.
-            if self.alias == NO_DB_ALIAS:
+        # Django's way to a server without a database is for creating test databases: private.
+        if self.alias == NO_DB_ALIAS:
+            return super().get_new_connection(conn_params)
+        try:
+            if host.where() != host.POOLED:
                 return super().get_new_connection(conn_params)
-            try:
-                if host.where() != host.POOLED:
-                    return super().get_new_connection(conn_params)
-            except host.NotReady as why:
-                raise Database.OperationalError(0, str(why)) from None
             profile = pools.profile(
                 Database,
                 self.alias,
@@ -128,6 +125,10 @@ class DatabaseWrapper(stock.DatabaseWrapper):
             )
             self._warn_of_kept_leases(profile.pool)
             connection = profile.connect()
+        except settings.ConfigurationError as error:
+            raise ImproperlyConfigured(str(error)) from None
+        except host.NotReady as why:
+            raise Database.OperationalError(0, str(why)) from None
         self._pool = profile.pool
         return connection
 
@@ -205,11 +206,3 @@ class DatabaseWrapper(stock.DatabaseWrapper):
     def _rollback(self):
         self._forget_inherited()
         return super()._rollback()
-
-
-@contextmanager
-def _improperly_configured():
-    try:
-        yield
-    except settings.ConfigurationError as error:
-        raise ImproperlyConfigured(str(error)) from None
