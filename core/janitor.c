@@ -28,13 +28,14 @@ uint64_t dbp_janitor_backoff_us(uint32_t failures) {
     return us < DBP_RETRY_MOST_US ? us : DBP_RETRY_MOST_US;
 }
 
-/* A session per waiter that nobody is already fetching for it (a login under way, a reset about to end, an idle one),
- * unless the core is busy and the time to sit that out has not passed. */
+/* A session per waiter that nobody is already fetching for it (a login under way, a reset about to end, an idle one).
+ * Up to the core at once; beyond it only when the time to sit an overload out has passed. */
 static uint32_t wanted_by_waiters(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {
     uint32_t wanted = minus(view->waiting, view->opening + view->resetting + view->idle);
+    uint32_t room_in_core = minus(view->core_size, view->leased + view->opening);
     uint64_t until = view->memory.overload_until_us;
 
-    if (wanted == 0 || view->core_size == 0 || view->unload_us == 0 || view->leased < view->core_size)
+    if (view->core_size == 0 || view->unload_us == 0 || wanted <= room_in_core)
         return wanted;
     if (until == 0)
         until = view->now_us + view->unload_us;
@@ -42,7 +43,7 @@ static uint32_t wanted_by_waiters(const struct dbp_janitor_view *view, struct db
         return wanted; /* sat out; the next overload starts anew */
     plan->memory.overload_until_us = until;
     wake_by(plan, until);
-    return 0;
+    return room_in_core;
 }
 
 static void plan_opening(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {

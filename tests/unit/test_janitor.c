@@ -59,6 +59,122 @@ static const struct {
      0,
      0,
      0},
+    {"the floor is opened before anybody asks", {.min_size = 3, .pool_size = 5, .cap = 10}, 3, 0, 0},
+    {"what is under way counts for it", {.opening = 2, .total = 2, .min_size = 3, .pool_size = 5, .cap = 10}, 1, 0, 0},
+    {"closing ones do not", {.closing = 3, .total = 3, .min_size = 3, .pool_size = 5, .cap = 5}, 2, 0, 0},
+    {"waiters and floor do not add up", {.waiting = 2, .min_size = 3, .pool_size = 5, .cap = 10}, 3, 0, 0},
+    {"the floor, too, waits after a failure",
+     {.now_us = NOW, .retry_at_us = NOW + 1, .failures = 1, .min_size = 3, .pool_size = 5, .cap = 10},
+     0,
+     0,
+     NOW + 1},
+    {"below the core growth is at once",
+     {.waiting = 1, .leased = 4, .total = 4, .core_size = 5, .unload_us = 9, .pool_size = 8, .cap = 8},
+     1,
+     0,
+     0},
+    {"beyond it an overload is sat out first",
+     {.now_us = NOW, .waiting = 1, .leased = 5, .total = 5, .core_size = 5, .unload_us = 9, .pool_size = 8, .cap = 8},
+     0,
+     0,
+     NOW + 9},
+    {"until its time has come",
+     {.now_us = NOW,
+      .memory = {.overload_until_us = NOW},
+      .waiting = 2,
+      .leased = 5,
+      .total = 5,
+      .core_size = 5,
+      .unload_us = 9,
+      .pool_size = 8,
+      .cap = 8},
+     2,
+     0,
+     0},
+    {"what is being opened is busy, too",
+     {.now_us = NOW,
+      .waiting = 9,
+      .leased = 2,
+      .opening = 1,
+      .total = 3,
+      .core_size = 5,
+      .unload_us = 9,
+      .pool_size = 8,
+      .cap = 8},
+     2,
+     0,
+     NOW + 9},
+    {"without an unload time there is no wait",
+     {.now_us = NOW, .waiting = 1, .leased = 5, .total = 5, .core_size = 5, .pool_size = 8, .cap = 8},
+     1,
+     0,
+     0},
+    {"a surplus is noticed, not ended yet",
+     {.now_us = NOW,
+      .idle = 6,
+      .total = 6,
+      .core_size = 2,
+      .retire_interval_us = 5,
+      .retire_quantity = 2,
+      .pool_size = 8,
+      .cap = 8},
+     0,
+     0,
+     NOW + 5},
+    {"then shrinks by quantity",
+     {.now_us = NOW,
+      .memory = {.retire_at_us = NOW},
+      .idle = 6,
+      .total = 6,
+      .core_size = 2,
+      .retire_interval_us = 5,
+      .retire_quantity = 2,
+      .pool_size = 8,
+      .cap = 8},
+     0,
+     2,
+     NOW + 5},
+    {"down to the core, and rests",
+     {.now_us = NOW,
+      .memory = {.retire_at_us = NOW},
+      .idle = 3,
+      .total = 3,
+      .core_size = 2,
+      .retire_interval_us = 5,
+      .retire_quantity = 2,
+      .pool_size = 8,
+      .cap = 8},
+     0,
+     1,
+     0},
+    {"a quantity of 0 counts as 1",
+     {.now_us = NOW,
+      .memory = {.retire_at_us = NOW},
+      .idle = 6,
+      .total = 6,
+      .core_size = 5,
+      .retire_interval_us = 5,
+      .pool_size = 8,
+      .cap = 8},
+     0,
+     1,
+     0},
+    {"stale ones go", {.now_us = NOW, .idle = 4, .stale = 3, .total = 4, .pool_size = 8, .cap = 8}, 0, 3, 0},
+    {"but not below the floor",
+     {.now_us = NOW, .idle = 4, .stale = 4, .total = 4, .min_size = 2, .pool_size = 8, .cap = 8},
+     0,
+     2,
+     0},
+    {"the next one is waited for",
+     {.now_us = NOW, .idle = 4, .next_stale_us = NOW + 3, .total = 4, .pool_size = 8, .cap = 8},
+     0,
+     0,
+     NOW + 3},
+    {"none is stale while somebody waits",
+     {.now_us = NOW, .waiting = 1, .idle = 4, .stale = 4, .total = 4, .pool_size = 8, .cap = 8},
+     0,
+     0,
+     0},
 };
 
 static void test_situations(void **state) {
@@ -166,12 +282,78 @@ static void test_a_day_ends_with_the_kept_sessions_idle(void **state) {
     assert_int_equal(v.idle, v.total);
 }
 
+/* A day of an ancestor's user ('fast_and_wild': core 5, 30 at most, one retired every 5 s), in steps of 10 ms: long
+ * quiet hours with a few requests, and three bursts. Logins take 150 ms, a lease 20 ms. Checked at every step: the cap,
+ * that nobody is retired while one waits, order of arrival, that nobody starves, that shrinking keeps to its pace. */
+static void test_a_bursty_day_of_the_django_class(void **state) {
+    enum { STEP_US = 10000, LOGIN_STEPS = 15, LEASE_STEPS = 2, STEPS = 60000, MOST = 30 };
+    struct dbp_janitor_view v = {.pool_size = MOST,
+                                 .cap = MOST,
+                                 .core_size = 5,
+                                 .retire_interval_us = 5000000,
+                                 .retire_quantity = 1,
+                                 .min_size = 2};
+    static uint32_t ready[STEPS + LOGIN_STEPS + 1], back[STEPS + LEASE_STEPS + 1], arrived[STEPS * 4];
+    uint32_t first = 0, last = 0, served = 0, longest = 0, most = 0, retired_of_interval = 0, retired = 0;
+    uint64_t random = test_seed(), interval_end = 0;
+
+    (void)state;
+    for (uint32_t step = 0; step < STEPS; step++) {
+        bool burst = step % 20000 > 19000 && step % 20000 < 19200;
+        v.now_us = (uint64_t)(step + 1) * STEP_US;
+        for (uint64_t n = burst ? 3 : test_random(&random) % 25 == 0; n > 0; n--)
+            arrived[last++] = step;
+        v.total -= v.closing;
+        v.closing = 0;
+        v.opening -= ready[step];
+        v.idle += ready[step] + back[step];
+        v.leased -= back[step];
+        while (first < last && v.idle > 0) { /* the hand-off: oldest first, as the queue does it */
+            longest = step - arrived[first] > longest ? step - arrived[first] : longest;
+            first++;
+            served++;
+            v.idle--;
+            v.leased++;
+            back[step + LEASE_STEPS]++;
+        }
+        v.waiting = last - first;
+        v.unload_us = 500000 + test_random(&random) % 1500000;
+        struct dbp_janitor_plan plan = dbp_janitor_plan(&v);
+        v.memory = plan.memory;
+        assert_true(v.waiting == 0 || plan.retire == 0);
+        if (v.now_us >= interval_end) {
+            interval_end = v.now_us + v.retire_interval_us;
+            retired_of_interval = 0;
+        }
+        retired_of_interval += plan.retire;
+        assert_true(retired_of_interval <= 2); /* intervals of the policy and of this test may overlap */
+        retired += plan.retire;
+        ready[step + LOGIN_STEPS] += plan.open;
+        v.opening += plan.open;
+        v.total += plan.open;
+        v.idle -= plan.retire;
+        v.closing += plan.retire;
+        assert_true(v.total <= MOST);
+        assert_int_equal(v.total, v.opening + v.idle + v.leased + v.closing);
+        assert_true(step < LOGIN_STEPS || v.total - v.closing >= v.min_size);
+        most = v.total > most ? v.total : most;
+    }
+    assert_true(last - first <= 4);           /* whoever came in the last step */
+    assert_true(longest * STEP_US < 3000000); /* the wait before growing (2 s at most), a login, and then some */
+    assert_true(longest * STEP_US >= 500000); /* and it was sat out */
+    assert_true(most > 5 && most <= MOST);
+    assert_true(retired > 0 && v.total - v.closing < most); /* the burst's sessions have gone again, one by one */
+    print_message("served %u, longest wait %u ms, most %u sessions, retired %u\n", served, longest * STEP_US / 1000,
+                  most, retired);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_situations),
         cmocka_unit_test(test_I3_no_situation_passes_the_cap_or_retires_too_much),
         cmocka_unit_test(test_backoff_doubles_up_to_its_limit),
         cmocka_unit_test(test_a_day_ends_with_the_kept_sessions_idle),
+        cmocka_unit_test(test_a_bursty_day_of_the_django_class),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -90,7 +90,7 @@ static void test_I10_a_segment_that_is_not_understood_is_refused(void **state) {
 /* The diagram of DESIGN.md, said once more: who reads "X" at [from][to] may rely on it. */
 static const char *const allowed[DBP_STATES] = {
     /*                    E O I G L R C */
-    [DBP_EMPTY] = /*   */ ".X.....", [DBP_OPENING] = /* */ "X.X....", [DBP_IDLE] = /*    */ "...XX.X",
+    [DBP_EMPTY] = /*   */ ".X.....", [DBP_OPENING] = /* */ "X.X....", [DBP_IDLE] = /*    */ "...XXXX",
     [DBP_GRANTED] = /* */ "..X.X..", [DBP_LEASED] = /*  */ "..X..XX", [DBP_RESETTING] = /**/ "..X...X",
     [DBP_CLOSING] = /* */ "X......",
 };
