@@ -340,7 +340,6 @@ static void test_a_bursty_day_of_the_django_class(void **state) {
     }
     assert_true(last - first <= 4);           /* whoever came in the last step */
     assert_true(longest * STEP_US < 3000000); /* the wait before growing (2 s at most), a login, and then some */
-    assert_true(longest * STEP_US >= 500000); /* and it was sat out */
     assert_true(most > 5 && most <= MOST);
     assert_true(retired > 0 && v.total - v.closing < most); /* the burst's sessions have gone again, one by one */
     print_message("served %u, longest wait %u ms, most %u sessions, retired %u\n", served, longest * STEP_US / 1000,
