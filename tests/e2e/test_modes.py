@@ -165,7 +165,8 @@ class Outside(WithServer, unittest.TestCase):
             for mode in MODES:
                 with self.subTest(missing=name, mode=mode):
                     more = {} if plugin else {'plugin': None}
-                    instance = self.make_uwsgi('mysqlclient', mode, {'default': self.database(POOL)}, 1, options, **more)
+                    databases = {'default': self.database(POOL)}
+                    instance = self.make_uwsgi('mysqlclient', mode, databases, 1, options, **more)
                     instance.launch()
                     self.addCleanup(instance.close)
                     answer = wait_until(lambda: self.answer(instance), 30, 'an answer').json()
