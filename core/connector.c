@@ -28,8 +28,9 @@
 #define LOGINS_OF_ALIAS 4u
 #define LOGINS 6u
 #define KILLS_OF_ALIAS 1u
-#define JOBS_MAX (4u * DBP_SESSIONS_MAX) /* the broker has one OPEN or KILL per session: more is no broker of ours */
-#define SEND_PATIENCE_US 5000000u        /* a broker that reads nothing for so long is not coming back */
+#define JOBS_MAX \
+    ((size_t)4 * DBP_SESSIONS_MAX) /* the broker has one OPEN or KILL per session: more is no broker of ours */
+#define SEND_PATIENCE_US 5000000u  /* a broker that reads nothing for so long is not coming back */
 
 struct job {
     struct job *next;

@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define FLOW_BYTES 16384u /* holds a whole greeting or answer, of a few hundred bytes each */
-#define STACK_BYTES (256u * 1024u)
+#define STACK_BYTES ((size_t)256 * 1024u)
 
 /* The client library's codes (errmsg.h): it never sees the server's address, so it cannot say these itself. */
 #define CR_CONNECTION_ERROR 2002

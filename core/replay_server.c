@@ -17,8 +17,8 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#define STACK_BYTES (256u * 1024u) /* a few kB are used; room for the sanitizers */
-#define OWN_FDS_MAX 4096           /* how far the other end of a TCP connection is searched for among our own fds */
+#define STACK_BYTES ((size_t)256 * 1024u) /* a few kB are used; room for the sanitizers */
+#define OWN_FDS_MAX 4096 /* how far the other end of a TCP connection is searched for among our own fds */
 
 int dbp_poll_ms(uint64_t deadline_us) {
     uint64_t now = dbp_now_us();
@@ -94,7 +94,7 @@ int dbp_door_open_tcp(uint16_t *portp, int *fdp) {
 
 /* A connection over loopback has both its ends on this machine; it is ours if the other end is one of our fds. */
 static bool other_end_is_ours(int fd) {
-    struct sockaddr_in peer, own;
+    struct sockaddr_in peer = {0}, own = {0};
     socklen_t len = sizeof peer;
 
     if (getpeername(fd, (struct sockaddr *)&peer, &len) != 0 || peer.sin_family != AF_INET)
@@ -190,7 +190,8 @@ static void converse(struct dbp_replay_server *s, int fd) {
 
 static void *serve(void *arg) {
     struct dbp_replay_server *s = arg;
-    int fd, rc = dbp_door_accept(s->door, s->end_fd, -1, s->deadline_us, &fd);
+    int fd = -1;
+    int rc = dbp_door_accept(s->door, s->end_fd, -1, s->deadline_us, &fd);
 
     close(s->door); /* nobody waits in its queue for what does not come */
     s->door = -1;

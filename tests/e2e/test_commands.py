@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""No extra round trip: a request costs the server the commands that the application asked for, by the server's count."""
+"""No extra round trip: a request costs the server what the application asked for, by the server's own count."""
 
 import unittest
 

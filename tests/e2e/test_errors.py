@@ -6,6 +6,9 @@ import unittest
 from tests.e2e.base import DRIVERS, MODES, PASSWORD, STOCK, USER, WithServer, WithUwsgi, matrix
 from tests.support import in_background, wait_until
 
+ONE = {'pool_size': 1, 'max_overflow': 0, 'timeout': 20}
+TWO = {'pool_size': 2, 'max_overflow': 0, 'timeout': 20}
+
 WRONG = [
     'SELECT * FROM no_such_table',
     'SELECT no_such_column FROM nonces',
@@ -70,7 +73,7 @@ class Timeouts(WithServer, unittest.TestCase):
         for driver in DRIVERS:
             for mode in MODES:
                 with self.subTest(driver=driver, mode=mode):
-                    entry = self.database({'pool_size': 1, 'max_overflow': 0, 'timeout': 20}, options={'read_timeout': 1})
+                    entry = self.database(ONE, options={'read_timeout': 1})
                     with self.make_uwsgi(driver, mode, {'default': entry}) as uwsgi:
                         answer = self.run_sql(uwsgi, 'SELECT SLEEP(30)')
                         self.assertEqual((answer.get('error'), answer.get('code')), ('OperationalError', 2013), answer)
@@ -83,14 +86,14 @@ class Unreachable(WithServer, unittest.TestCase):
     """Servers that refuse; other pools are not disturbed."""
 
     def both(self, entry, mode='gevent', driver='mysqlclient'):
-        return self.make_uwsgi(driver, mode, {'default': self.database({'pool_size': 2, 'max_overflow': 0, 'timeout': 20}),
+        return self.make_uwsgi(driver, mode, {'default': self.database(TWO),
                                               'other': entry})
 
     def test_access_denied(self):
         for driver in DRIVERS:
             for mode in MODES:
                 with self.subTest(driver=driver, mode=mode):
-                    entry = self.database({'pool_size': 1, 'max_overflow': 0, 'timeout': 20}, PASSWORD='not it')
+                    entry = self.database(ONE, PASSWORD='not it')
                     with self.both(entry, mode, driver) as uwsgi:
                         answer = self.run_sql(uwsgi, 'SELECT 1', alias='other')
                         self.assertEqual((answer.get('module'), answer.get('error'), answer.get('code')),
@@ -100,7 +103,7 @@ class Unreachable(WithServer, unittest.TestCase):
                         self.assertEqual(self.run_sql(uwsgi, 'SELECT 1')['results'], [[[1]]])
 
     def test_no_such_database(self):
-        with self.both(self.database({'pool_size': 1, 'max_overflow': 0, 'timeout': 20}, NAME='nowhere')) as uwsgi:
+        with self.both(self.database(ONE, NAME='nowhere')) as uwsgi:
             answer = self.run_sql(uwsgi, 'SELECT 1', alias='other')
             self.assertEqual(answer.get('code'), 1049, answer)
 
@@ -108,7 +111,7 @@ class Unreachable(WithServer, unittest.TestCase):
         """The error of the network, then data once the server is there: the pool keeps trying."""
         for driver in DRIVERS:
             with self.subTest(driver), self.make_uwsgi(
-                    driver, 'gevent', {'default': self.database({'pool_size': 2, 'max_overflow': 0, 'timeout': 20})}) as uwsgi:
+                    driver, 'gevent', {'default': self.database(TWO)}) as uwsgi:
                 self.server.stop()
                 answer = self.run_sql(uwsgi, 'SELECT 1')
                 self.assertEqual((answer.get('error'), answer.get('code')), ('OperationalError', 2003), answer)
@@ -149,7 +152,7 @@ class Configuration(WithServer, unittest.TestCase):
 
     def test_two_settings_of_one_alias(self):
         """The first registration fixes the alias; who disagrees is told the field, never a secret."""
-        other = {'default': self.database({'pool_size': 2, 'max_overflow': 0, 'timeout': 20}, NAME='mysql')}
+        other = {'default': self.database(TWO, NAME='mysql')}
         given = {'per_worker': {'2': {'databases': other}}}
         with self.make_uwsgi('mysqlclient', 'prefork', {'default': self.database()}, 2, {'lazy-apps': True},
                              given) as uwsgi:

@@ -31,6 +31,27 @@ while True:
     uwsgi.mule_get_msg()
 """
 
+SPOOLER = """
+import os
+from wsgi import application
+from django.db import connection
+import uwsgi
+
+def spooled(environ):
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT CONNECTION_ID(), nonce FROM nonces WHERE id = 7')
+        row = cursor.fetchone()
+    path = os.path.join(%(meet)r, 'spooler')
+    with open(path + '.new', 'w') as f:
+        f.write('%%d %%s %%s' %% (row[0], row[1], type(connection.connection).__module__))
+    os.rename(path + '.new', path + '.here')
+    connection.close()
+    return uwsgi.SPOOL_OK
+
+uwsgi.spooler = spooled
+uwsgi.spool({b'anything': b'at all'})  # imported once, in the master; the spooler is forked from it
+"""
+
 
 class Modes(WithServer, unittest.TestCase):
     def serve(self, driver, mode, options=None, **more):
@@ -124,6 +145,21 @@ class Modes(WithServer, unittest.TestCase):
             self.go('mule')
             self.works(uwsgi)
 
+    def test_spooler_leases_from_the_same_pool(self):
+        with open(os.path.join(self.meet, 'spooled_app.py'), 'w') as f:
+            f.write(SPOOLER % {'meet': self.meet})
+        spool = os.path.join(self.meet, 'spool')
+        os.mkdir(spool)
+        options = {'spooler': spool, 'spooler-frequency': 1, 'shared-import': 'spooled_app'}
+        with self.serve('mysqlclient', 'prefork', options, environ={'PYTHONPATH': self.meet}) as uwsgi:
+            self.here('spooler')
+            with open(os.path.join(self.meet, 'spooler.here')) as f:
+                session, nonce, module = f.read().split()
+            self.assertEqual(nonce, self.nonces[7])
+            self.assertTrue(module.startswith('dbpool.'), module)
+            self.assertIn(int(session), self.sessions())
+            self.works(uwsgi)
+
     def test_no_fd_of_a_session_in_the_master_of_a_fresh_worker(self):
         """Workers that lease nothing have no session fd, whatever the master holds at the fork."""
         with self.serve('mysqlclient', 'prefork') as uwsgi:
@@ -165,7 +201,8 @@ class Outside(WithServer, unittest.TestCase):
             for mode in MODES:
                 with self.subTest(missing=name, mode=mode):
                     more = {} if plugin else {'plugin': None}
-                    instance = self.make_uwsgi('mysqlclient', mode, {'default': self.database(POOL)}, 1, options, **more)
+                    databases = {'default': self.database(POOL)}
+                    instance = self.make_uwsgi('mysqlclient', mode, databases, 1, options, **more)
                     instance.launch()
                     self.addCleanup(instance.close)
                     answer = wait_until(lambda: self.answer(instance), 30, 'an answer').json()

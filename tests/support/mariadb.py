@@ -20,9 +20,10 @@ RUNNING = ['--performance-schema=OFF', '--max-connections=500', '--bind-address=
 
 
 def _install(datadir):
-    done = subprocess.run(['mariadb-install-db', *SMALL, '--datadir=' + datadir, '--user=root', '--skip-test-db',
-                           '--auth-root-authentication-method=normal'], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryDirectory(prefix='dbpool-mariadb-') as tmpdir:  # see _launch
+        done = subprocess.run(['mariadb-install-db', *SMALL, '--datadir=' + datadir, '--tmpdir=' + tmpdir, '--user=root',
+                               '--skip-test-db', '--auth-root-authentication-method=normal'], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ, TMPDIR=tmpdir))
     if done.returncode != 0:
         raise RuntimeError('mariadb-install-db failed:\n' + done.stdout.decode('utf-8', 'replace'))
 
@@ -92,7 +93,12 @@ class Server:
             raise RuntimeError('mariadbd does not start:\n' + f.read()[-4000:])
 
     def _launch(self):
+        # A directory of its own for temporary tables: a server that starts removes all that it finds in a shared one, and
+        # another server, whose they are, dies of it (seen in 10.11: ha_maria::drop_table).
+        tmpdir = os.path.join(self.directory, 'tmp')
+        os.makedirs(tmpdir, exist_ok=True)
         command = ['mariadbd', *SMALL, *RUNNING, '--user=root', '--datadir=' + self.datadir, '--socket=' + self.socket,
+                   '--tmpdir=' + tmpdir,
                    '--port=%d' % self.port, '--pid-file=' + os.path.join(self.directory, 'pid'),
                    '--general-log-file=' + self.general_log, *self.options]
         with open(self.log, 'ab') as log, signals_held():
