@@ -207,8 +207,8 @@ static void on_register(struct dbp_broker *broker, uint32_t slot, const union db
     if (added)
         say(broker, DBP_LOG_INFO, "pool '%s': up to %u sessions for all processes", msg->reg.spec.alias,
             msg->reg.spec.pool_size + msg->reg.spec.max_overflow);
-    if (rc == 0 && !added)
-        dbp_keeper_attend(broker->keeper, pool); /* a cap that was raised serves those who wait */
+    if (rc == 0)
+        dbp_keeper_attend(broker->keeper, pool); /* a new pool's floor; a cap that was raised serves those who wait */
     rc = dbp_wire_send(broker->procs[slot].channel, &answer, -1);
     if (rc != 0)
         say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,

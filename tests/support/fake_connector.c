@@ -70,7 +70,7 @@ static void err(const struct server_end *end) {
 
 static void query(struct fake *fake, struct server_end *end, const char *sql) {
     bool rollback = strncmp(sql, "ROLLBACK", 8) == 0, autocommit = strncmp(sql, "SET autocommit=", 15) == 0;
-    bool question = strncmp(sql, "Q ", 2) == 0;
+    bool question = strncmp(sql, "Q ", 2) == 0, commit = strncmp(sql, "COMMIT", 6) == 0;
     uint64_t nonce = 0;
 
     if (rollback || autocommit) {
@@ -82,7 +82,9 @@ static void query(struct fake *fake, struct server_end *end, const char *sql) {
             return;
         }
     }
-    if (rollback && !(end->chain && !strstr(sql, "NO CHAIN")))
+    if (commit)
+        atomic_fetch_add(&fake->commits, 1);
+    if ((rollback || commit) && !(end->chain && !strstr(sql, "NO CHAIN")))
         end->status &= (uint16_t)~IN_TRANS;
     else if (autocommit)
         end->status = (uint16_t)((end->status & ~AUTOCOMMIT) | (sql[15] == '1' ? AUTOCOMMIT : 0));
@@ -95,7 +97,7 @@ static void query(struct fake *fake, struct server_end *end, const char *sql) {
         return;
     } else if (question)
         nonce = strtoull(sql + 2, NULL, 10);
-    else if (!rollback)
+    else if (!rollback && !commit)
         atomic_fetch_add(&fake->strange, 1);
     ok(end, nonce);
     if (question) /* counted when its answer is there */
@@ -123,6 +125,11 @@ static void serve(struct fake *fake, struct server_end *end) {
             atomic_fetch_add(&fake->quits, 1);
             leave(fake, end);
             return;
+        }
+        if (command == 14) {
+            ok(end, 0);
+            atomic_fetch_add(&fake->pings, 1);
+            continue;
         }
         if (command != 3)
             atomic_fetch_add(&fake->strange, 1);
