@@ -80,9 +80,15 @@ class Driver:
         self.statuses = []
         self.facts_row = [b'1']
         self.ended = False
+        self.answers = True
+        self.pings = []
 
     def checkout(self, status):
         self.statuses.append(status)
+
+    def ping(self, timeout_ms):
+        self.pings.append(timeout_ms)
+        return self.answers
 
     def settle(self, autocommit):
         return (_dbpool.DOOM, 0, False) if self.broken else self.verdict

@@ -88,6 +88,30 @@ class HowItGoesBack(Case):
                 self.assertEqual(self.driver.destroyed, 0 if keep else 1)
                 self.assertEqual(1 in self.profile.objects, keep)
 
+    def returned(self, how, commit, close):
+        """How a lease goes back whose driver object says `how`, with reset_on_return 'commit' or not."""
+        self.setUp()
+        self.profile.pool.policy = self.profile.pool.policy._replace(commit=commit)
+        self.driver.verdict = (how, 3, True)
+        close(self.connect())
+        (_, seen), = self.lease.released
+        return seen
+
+    def test_commit_on_return(self):
+        def with_error(connection):
+            with self.assertRaises(KeyError), connection:
+                raise KeyError
+
+        closes = fakes.Connection.close
+        for how in (_dbpool.CLEAN, _dbpool.DOOM):
+            self.assertEqual(self.returned(how, True, closes), how)
+        self.assertEqual(self.returned(_dbpool.RESET, True, closes), _dbpool.COMMIT)
+        self.assertEqual(self.returned(_dbpool.RESET, False, closes), _dbpool.RESET)
+        self.assertEqual(self.returned(_dbpool.RESET, True, lambda c: c.close(commit=False)), _dbpool.RESET)
+        self.assertEqual(self.returned(_dbpool.RESET, True, lambda c: c.__exit__(None, None, None)), _dbpool.COMMIT)
+        self.assertEqual(self.returned(_dbpool.RESET, True, with_error), _dbpool.RESET)
+        self.assertEqual(self.returned(_dbpool.RESET, True, lambda c: c._abandon()), _dbpool.RESET)
+
     def test_calls_that_change_the_session_end_it(self):
         connection = self.connect()
         connection.select_db('other')
@@ -221,14 +245,21 @@ class CheckOut(Case):
     def setUp(self):
         super().setUp()
         self.made = []
-        self.profile = Profile(self, self, {}, {}, None)
+        self.configure()
         self.leases = []
         self.facts = None
         self.alias = 'default'
         self.autocommit = True
 
+    def configure(self, **policy):
+        self.policy = Policy(5, 10, 30, 0)._replace(**policy)
+        self.profile = Profile(self, self, {}, {}, None)
+
     # the pool
-    def acquire(self):
+    def acquire(self, deadline=None):
+        self.deadline = deadline
+        if not self.leases:
+            raise self.error(_dbpool.E_TIMEOUT, 0)
         return self.leases.pop(0)
 
     def error(self, code, waited):
@@ -277,6 +308,95 @@ class CheckOut(Case):
             self.leases.append(lease)
             self.profile.connect()
         self.assertEqual(lease.released, [(2, _dbpool.CLEAN)])
+
+    # ---- pre_ping ----
+
+    def test_not_pinged_unless_asked_for(self):
+        self.take(1, 1)[0].close()
+        self.assertEqual(self.made[0].pings, [])
+        self.assertIsNone(self.deadline)
+
+    def test_one_that_does_not_answer_is_ended_and_another_taken(self):
+        self.configure(pre_ping=True)
+        for session in (1, 2):
+            self.take(session, 1)[0].close()
+        self.made[0].answers = self.made[1].answers = False
+        dead = [fakes.Lease(1, 1), fakes.Lease(2, 1)]
+        self.leases += dead
+        connection, lease = self.take(3, 1)
+        self.assertTrue(connection.open)
+        self.assertEqual(connection._lease, lease)
+        self.assertEqual([one.released for one in dead], [[(0, _dbpool.DOOM)]] * 2)
+        self.assertEqual([driver.destroyed for driver in self.made], [1, 1, 0])
+        self.assertEqual([len(driver.pings) for driver in self.made], [2, 2, 1])
+        self.assertEqual(sorted(self.profile.objects), [3])
+
+    def test_pinging_ends_with_the_timeout(self):
+        self.configure(pre_ping=True, timeout=0)
+        self.take(1, 1)[0].close()
+        self.made[0].answers = False
+        lease = fakes.Lease(1, 1)
+        self.leases.append(lease)
+        with self.assertRaises(pymysql.err.OperationalError):
+            self.profile.connect()
+        self.assertEqual(lease.released, [(0, _dbpool.DOOM)])
+        self.assertLessEqual(self.made[0].pings[-1], 250)
+
+    # ---- use_threadlocal ----
+
+    def test_the_same_connection_again(self):
+        self.configure(use_threadlocal=True)
+        first, lease = self.take(1, 1)
+        again = self.profile.connect()
+        self.assertIs(first, again)
+        self.assertEqual(again.users, 2)
+        again.close()
+        self.assertTrue(first.open)
+        self.assertEqual(lease.released, [])
+        first.close()
+        self.assertEqual(lease.released, [(2, _dbpool.CLEAN)])
+        other, _ = self.take(1, 1)
+        self.assertIsNot(other, first)
+        self.assertEqual((first.users, other.users), (0, 1))
+
+    def test_one_of_its_users_wants_no_commit(self):
+        self.configure(use_threadlocal=True, commit=True)
+        first, lease = self.take(1, 1)
+        self.made[0].verdict = (_dbpool.RESET, 3, True)
+        self.profile.connect().close(commit=False)
+        first.close()
+        self.assertEqual(lease.released, [(3, _dbpool.RESET)])
+
+    def test_each_profile_has_its_own(self):
+        self.configure(use_threadlocal=True)
+        first, _ = self.take(1, 1)
+        self.configure(use_threadlocal=True)
+        self.assertIsNot(self.take(2, 1)[0], first)
+
+    def test_each_thread_and_greenlet_has_its_own(self):
+        import gevent
+        self.configure(use_threadlocal=True)
+        seen = [self.take(1, 1)[0]]
+
+        def work():
+            seen.append(self.take(len(seen) + 1, 1)[0])
+            self.assertIs(self.profile.connect(), seen[-1])
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        gevent.spawn(work).get()
+        self.assertEqual(len({id(one) for one in seen}), 3)
+        self.assertIs(self.profile.connect(), seen[0])
+
+    def test_a_dropped_or_ended_one_is_not_given_again(self):
+        self.configure(use_threadlocal=True)
+        first, lease = self.take(1, 1)
+        lease.held = False
+        second, _ = self.take(2, 1)
+        self.assertIsNot(second, first)
+        del second
+        self.assertEqual(self.take(3, 1)[0].users, 1)
 
     def test_a_checkout_that_fails_ends_the_session(self):
         self.take(1, 1)[0].close()

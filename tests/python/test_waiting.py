@@ -376,5 +376,66 @@ class Grant(unittest.TestCase):
         self.assertEqual(len(self.queue), 0)
 
 
+class Ping(unittest.TestCase):
+    """_dbpool.ping on a socket whose other end is the test."""
+
+    OK = b'\x07\0\0\x01\0\0\0\x02\0\0\0'
+
+    def setUp(self):
+        self.ours, self.server = socket.socketpair()
+        self.addCleanup(self.ours.close)
+        self.addCleanup(self.server.close)
+
+    def ping(self, timeout_ms=5000):
+        return _dbpool.ping(self.ours.fileno(), timeout_ms)
+
+    def test_answered(self):
+        self.server.sendall(self.OK)
+        self.assertTrue(self.ping())
+        self.assertEqual(self.server.recv(100), b'\x01\0\0\0\x0e')
+        # Nothing of the answer is left for the driver.
+        with self.assertRaises(BlockingIOError):
+            self.ours.recv(1, socket.MSG_DONTWAIT)
+
+    def test_an_answer_in_pieces(self):
+        def answer():
+            self.server.recv(100)
+            for byte in self.OK:
+                self.server.sendall(bytes([byte]))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        self.assertTrue(self.ping())
+        thread.join()
+
+    def test_no_answer(self):
+        self.assertFalse(self.ping(20))
+        self.server.sendall(self.OK[:6])
+        self.assertFalse(self.ping(20))
+
+    def test_the_server_has_gone(self):
+        self.server.close()
+        self.assertFalse(self.ping())
+
+    def test_it_goes_while_we_wait(self):
+        def leave():
+            self.server.recv(100)
+            self.server.close()
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        self.assertFalse(self.ping())
+        thread.join()
+
+    def test_anything_else_is_no_answer(self):
+        for answer in (b'\x07\0\0\x01\xff\0\0\x02\0\0\0',  # an error
+                       b'\x07\0\0\x02\0\0\0\x02\0\0\0',  # of another command
+                       b'\0\0\0\x01', b'\xff\xff\xff\x01'):
+            with self.subTest(answer):
+                self.server.sendall(answer)
+                self.assertFalse(self.ping())
+                self.setUp()
+
+
 if __name__ == '__main__':
     unittest.main()

@@ -5,12 +5,23 @@ Django uses it as ENGINE = "dbpool.mysql". From the backend down, one idea a mod
 
     mysql/base.py   the Django backend: stock but for where its connections come from
     settings.py     DATABASES[alias] -> what makes a pool, what stays in this process
+    policy.py       POOL: its keys and the presets
     host.py         where are we: outside uWSGI, in its master before the fork, in a process with the pool
     pool.py         check-out and check-in: a lease, and a driver object that speaks on its session
     lease.py        the proxies that a user gets: they end with the lease
+    leaks.py        leak_threshold: who has kept a lease for too long
     drivers/        mysqlclient and PyMySQL: making, refreshing and destroying a driver object
     waiting.py      waiting for a session's socket and for a lease, on the gevent hub or on the thread
     _dbpool         the C side (src/)
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    # Not imported with the package: setup reads the version here, where there is no extension yet.
+    if name == "DjangoPoolParams":
+        from .policy import DjangoPoolParams
+
+        return DjangoPoolParams
+    raise AttributeError("module 'dbpool' has no attribute %r" % name)

@@ -28,7 +28,8 @@ class LeasedConnection:
 
     One greenlet or thread at a time: a second one gets ProgrammingError. Errors are those of the driver."""
 
-    __slots__ = ("_profile", "_lease", "_driver", "_target", "_busy", "_owner", "__weakref__")
+    __slots__ = ("_profile", "_lease", "_driver", "_target", "_busy", "_owner", "_users", "_undo", "_watched",
+                 "__weakref__")
     Database = None  # the driver's module
 
     def __init__(self, profile, lease, driver):
@@ -37,6 +38,9 @@ class LeasedConnection:
         self._driver = driver
         self._target = driver.connection
         self._busy = False
+        self._users = 1  # more where use_threadlocal gave it again: so many must close it
+        self._undo = False  # one of them wants no commit
+        self._watched = None  # leaks.py's, with leak_threshold
         self._owner = _link(self)
 
     # ---- use ----
@@ -102,8 +106,8 @@ class LeasedConnection:
         self._open()
         return self
 
-    def __exit__(self, *exc_info):
-        self.close()
+    def __exit__(self, exc_type, *exc_info):
+        self.close(commit=exc_type is None)
 
     # ---- the end ----
 
@@ -112,22 +116,40 @@ class LeasedConnection:
         """True while the lease lasts."""
         return self._lease is not None and self._lease.valid()
 
-    def close(self):
-        """Returns the lease. Never waits for the server, and never raises for a session that is gone already."""
+    @property
+    def users(self):
+        """How many times it was given and not closed yet: more than 1 only with use_threadlocal."""
+        return self._users if self._lease is not None else 0
+
+    def close(self, commit=True):
+        """Returns the lease. Never waits for the server, and never raises for a session that is gone already.
+
+        commit=False: an open transaction is rolled back also where the pool's reset_on_return is 'commit'."""
         if self._lease is None:
             return
         if self._busy:
             raise self.Database.ProgrammingError(_BUSY)
+        if not commit:
+            self._undo = True
+        self._users -= 1
+        if self._users > 0:
+            return
         lease, self._lease = self._lease, None
         owner, self._owner = self._owner, None
         owner.unlink(self)
-        self._profile.give_back(lease, self._driver)
+        if self._watched is not None:
+            self._unwatch()
+        self._profile.give_back(lease, self._driver, not self._undo)
 
     def _abandon(self):
         """Returns a lease that nobody closed. From a finaliser, a greenlet's or a thread's end: memory only."""
         lease, self._lease = self._lease, None
         if lease is not None:
             self._profile.give_up(lease, self._driver, self._busy)
+
+    def _unwatch(self):
+        watched, self._watched = self._watched, None
+        sys.modules["dbpool.leaks"].forget(watched)
 
     def __del__(self):
         try:
@@ -202,11 +224,39 @@ def _link(proxy):
         current = greenlet.getcurrent()
         if hasattr(current, "rawlink"):
             return _GreenletEnd(current, proxy)
+    return _thread_end().leases.link(proxy)
+
+
+def _thread_end():
     try:
-        end = _local.end
+        return _local.end
     except AttributeError:
         end = _local.end = _ThreadEnd()
-    return end.leases.link(proxy)
+        return end
+
+
+class Shared:
+    """use_threadlocal: the connection that each greenlet or thread has of one profile."""
+
+    def __init__(self):
+        self._proxies = weakref.WeakKeyDictionary()  # greenlet or _ThreadEnd -> weak reference
+
+    @staticmethod
+    def _holder():
+        greenlet = sys.modules.get("greenlet")
+        return greenlet.getcurrent() if greenlet is not None else _thread_end()
+
+    def get(self):
+        """The caller's, counted once more; None when it has none now."""
+        ref = self._proxies.get(self._holder())
+        proxy = ref() if ref is not None else None
+        if proxy is None or not proxy.open:
+            return None
+        proxy._users += 1
+        return proxy
+
+    def put(self, proxy):
+        self._proxies[self._holder()] = weakref.ref(proxy)
 
 
 # ---- cursors ----

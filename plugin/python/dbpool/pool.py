@@ -10,9 +10,13 @@ import logging
 import time
 
 from . import _dbpool, drivers, settings, waiting
+from .lease import Shared
 from .settings import ConfigurationError
 
 log = logging.getLogger("dbpool")
+
+PING_TIMEOUT = 2.0  # seconds; who does not answer by then is given up while there is time for another
+PING_LEAST = 0.25  # also where the pool's timeout is over (or 0): an answer takes some ten microseconds to milliseconds
 
 REGISTER_TIMEOUT = 10.0  # seconds; the broker answers at once, unless the master is still starting
 
@@ -34,15 +38,17 @@ class Pool:
     def cap(self):
         return self.policy.pool_size + self.policy.max_overflow
 
-    def acquire(self):
-        """A Lease. Waits as the mode allows; the driver's OperationalError when none comes."""
+    def acquire(self, deadline=None):
+        """A Lease. Waits as the mode allows, until the deadline (None: for the pool's timeout); the driver's
+        OperationalError when none comes."""
         lease = _dbpool.acquire_now(self.id)
         if type(lease) is _dbpool.Lease:
             return lease
         code = lease
         started = time.monotonic()
         if code == _dbpool.E_BUSY:
-            lease = waiting.acquire(self.id, self.policy.timeout)
+            seconds = self.policy.timeout if deadline is None else max(0.0, deadline - started)
+            lease = waiting.acquire(self.id, seconds)
             if type(lease) is _dbpool.Lease:
                 return lease
             code = lease
@@ -53,7 +59,9 @@ class Pool:
             number, text = _dbpool.error(self.id)
             return self.operational_error(number, text or "dbpool: pool '%s' cannot open a session" % self.alias)
         if code == _dbpool.E_FULL:
-            return self.operational_error(0, "dbpool: pool '%s': its queue is full; %s" % (self.alias, self.situation()))
+            most = self.policy.max_waiting
+            full = "max_waiting (%d) wait already" % most if most else "its queue is full"
+            return self.operational_error(0, "dbpool: pool '%s': %s; %s" % (self.alias, full, self.situation()))
         if code in (_dbpool.E_TIMEOUT, _dbpool.E_BUSY):
             return self.operational_error(
                 0,
@@ -88,7 +96,7 @@ class Pool:
 class Profile:
     """A pool, and driver objects made with one set of options. Any thread."""
 
-    __slots__ = ("pool", "driver", "spec", "local", "prepare", "objects", "trash")
+    __slots__ = ("pool", "driver", "spec", "local", "prepare", "objects", "trash", "shared", "leak_threshold")
 
     def __init__(self, pool, driver, spec, local, prepare):
         self.pool = pool
@@ -98,13 +106,36 @@ class Profile:
         self.prepare = prepare
         self.objects = {}  # session slot -> Driver
         self.trash = []  # driver objects that a finaliser took out of use
+        self.leak_threshold = pool.policy.leak_threshold
+        self.shared = Shared() if pool.policy.use_threadlocal else None
 
     def connect(self):
         """A connection of the driver's kind on a session of the pool: acquires, and makes or refreshes the object."""
         waiting.enable()
         if self.trash:
             self._empty_trash()
-        lease = self.pool.acquire()
+        if self.shared is None:
+            return self._pinged() if self.pool.policy.pre_ping else self._checkout(self.pool.acquire())
+        connection = self.shared.get()
+        if connection is None:
+            connection = self._pinged() if self.pool.policy.pre_ping else self._checkout(self.pool.acquire())
+            self.shared.put(connection)
+        return connection
+
+    def _pinged(self):
+        """A connection whose session answered just now. One that does not is ended and another taken, all within the
+        pool's timeout (and PING_LEAST)."""
+        started = time.monotonic()
+        deadline = started + self.pool.policy.timeout
+        while True:
+            connection = self._checkout(self.pool.acquire(deadline), deadline + PING_LEAST)
+            if connection is not None:
+                return connection
+            if time.monotonic() >= deadline + PING_LEAST:
+                raise self.pool.error(_dbpool.E_TIMEOUT, time.monotonic() - started)
+
+    def _checkout(self, lease, ping_until=None):
+        """The connection; None where its session does not answer a ping, and then the lease has ended."""
         driver = self.objects.get(lease.session)
         if driver is None or driver.incarnation != lease.incarnation:
             driver = self._make(lease)
@@ -114,12 +145,26 @@ class Profile:
         try:
             if fresh and self.prepare is not None:
                 self.prepare(driver.connection)
+            if ping_until is not None:
+                left = min(PING_TIMEOUT, ping_until - time.monotonic())
+                if not driver.ping(max(1, int(1000 * left))):
+                    self._discard(driver)
+                    lease.release(0, _dbpool.DOOM)
+                    return None
             driver.checkout(lease.status())
-            return self.driver.Connection(self, lease, driver)
+            connection = self.driver.Connection(self, lease, driver)
+            if self.leak_threshold:
+                self._watch(connection)
+            return connection
         except BaseException:
             self._discard(driver)
             lease.release(0, _dbpool.DOOM)
             raise
+
+    def _watch(self, connection):
+        from . import leaks
+
+        connection._watched = leaks.watch(connection, self.pool.alias, self.leak_threshold)
 
     def _make(self, lease):
         stale = self.objects.pop(lease.session, None)
@@ -155,9 +200,11 @@ class Profile:
         while self.trash:
             self.trash.pop().destroy()
 
-    def give_back(self, lease, driver):
-        """The lease was closed by its user."""
+    def give_back(self, lease, driver, commit):
+        """The lease was closed by its user. commit: as far as the policy says so too."""
         how, status, keep = driver.settle(self.pool.autocommit)
+        if how == _dbpool.RESET and commit and self.pool.policy.commit:
+            how = _dbpool.COMMIT
         if not keep:
             # Before the return: until then the session is nobody else's.
             self._discard(driver)

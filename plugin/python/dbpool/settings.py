@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""From DATABASES[alias] to a pool.
-
-POOL, all keys optional (the names and meanings are those of SQLAlchemy's QueuePool, which django-db-conn-pool passed
-through; but here they count for the whole uWSGI instance, all workers together):
-
-    pool_size     sessions that are kept, default 5
-    max_overflow  further sessions while they are needed, ended when they come back and nobody waits; default 10.
-                  pool_size + max_overflow is the cap: it is never passed, so neither -1 nor 0 means "no limit"
-    timeout       seconds that a request waits for a session, default 30; 0: does not wait
-    recycle       seconds after which a session is ended instead of handed out; None or -1 (default): no limit
+"""From DATABASES[alias] to a pool. POOL itself is policy.py's.
 
 The parameters of a connection fall in two: what the server can see makes the pool, so all processes must agree in it;
 the rest belongs to the driver objects of one process.
 """
 
+import math
 import re
-from collections import namedtuple
 
-from ._dbpool import SESSIONS_MAX
-
-Policy = namedtuple("Policy", "pool_size max_overflow timeout recycle")
+from . import policy as policies
+from .policy import ConfigurationError, Policy, policy  # noqa: F401 (for those who look for them here)
 
 DEFAULT_CONNECT_TIMEOUT = 10  # seconds, as PyMySQL; libmysqlclient waits for ever
 
@@ -48,61 +38,6 @@ _NOT_POOLED = {
     "charset_collation": "use charset",
     "collation": "put SET collation_connection into init_command",
 }
-
-
-class ConfigurationError(Exception):
-    """Settings that cannot work; the text is for the person who wrote them."""
-
-
-def _number(kinds, low, high, what):
-    def check(value):
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise ValueError(what)
-        return value
-
-    return check
-
-
-def _recycle(value):
-    what = "a number of seconds, at least 1, or None or -1 for no limit"
-    if value is None or (value == -1 and not isinstance(value, bool)):
-        return 0
-    return int(_number(int, 1, 2**31 - 1, what)(value))
-
-
-_POLICY = {
-    "pool_size": (5, _number(int, 1, SESSIONS_MAX, "an integer from 1 to %d" % SESSIONS_MAX)),
-    "max_overflow": (10, _number(int, 0, SESSIONS_MAX, "an integer from 0 to %d" % SESSIONS_MAX)),
-    "timeout": (30, _number((int, float), 0, 86400, "a number of seconds from 0 to 86400")),
-    "recycle": (None, _recycle),
-}
-
-
-def policy(alias, pool, problems):
-    """POOL as a Policy (recycle 0: no limit). Appends to problems what is wrong; None then."""
-    before = len(problems)
-    if pool is None:
-        pool = {}
-    if not isinstance(pool, dict):
-        problems.append("DATABASES[%r]['POOL'] must be a dict, not %r" % (alias, pool))
-        return None
-    values = {}
-    for key in sorted(set(pool) - set(_POLICY), key=str):
-        problems.append(
-            "DATABASES[%r]['POOL'][%r] is not an option; there are %s" % (alias, key, ", ".join(sorted(_POLICY)))
-        )
-    for key, (default, check) in _POLICY.items():
-        value = pool.get(key, default)
-        try:
-            values[key] = check(value)
-        except ValueError as expected:
-            problems.append("DATABASES[%r]['POOL'][%r] must be %s, not %r" % (alias, key, expected, value))
-    if len(problems) == before and values["pool_size"] + values["max_overflow"] > SESSIONS_MAX:
-        problems.append(
-            "DATABASES[%r]['POOL']: pool_size + max_overflow must be at most %d, not %d"
-            % (alias, SESSIONS_MAX, values["pool_size"] + values["max_overflow"])
-        )
-    return Policy(**values) if len(problems) == before else None
 
 
 def check_options(alias, options, problems):
@@ -194,8 +129,20 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
         "pool_size": policy.pool_size,
         "max_overflow": policy.max_overflow,
         "recycle_s": policy.recycle,
+        "max_lifetime_s": policy.max_lifetime,
+        "idle_timeout_s": policy.idle_timeout,
+        "keepalive_s": policy.keepalive,
+        "min_size": policy.min_size,
+        "max_waiting": policy.max_waiting,
     }
+    policy = policies.evaluate(alias, policy, problems)
     raise_problems(problems)
+    spec.update(
+        core_size=policy.core_size,
+        unload_timeout_ms=round(1000 * policy.unload_timeout),
+        retire_interval_ms=math.ceil(1000 * policy.retire_interval),
+        retire_quantity=policy.retire_quantity,
+    )
     local = {key: value for key, value in params.items() if key not in _SERVER_VISIBLE}
     local.update(driver.same_in_both(params))
     return spec, local

@@ -79,8 +79,10 @@ static int add_constants(PyObject *module) {
         {"E_INTERRUPTED", DBP_E_INTERRUPTED},
         {"CLEAN", DBP_RETURN_CLEAN},
         {"RESET", DBP_RETURN_RESET},
+        {"COMMIT", DBP_RETURN_COMMIT},
         {"DOOM", DBP_RETURN_DOOM},
         {"SESSIONS_MAX", (long)DBP_SESSIONS_MAX},
+        {"WAITERS_MAX", (long)DBP_WAITERS_MAX},
     };
     size_t i;
 

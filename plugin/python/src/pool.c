@@ -75,8 +75,8 @@ static PyObject *lease_release(PyObject *object, PyObject *args) {
 
     if (!PyArg_ParseTuple(args, "ii:release", &status, &how))
         return NULL;
-    if (how < DBP_RETURN_CLEAN || how > DBP_RETURN_DOOM) {
-        PyErr_SetString(PyExc_ValueError, "release: how is CLEAN, RESET or DOOM");
+    if (how < DBP_RETURN_CLEAN || how > DBP_RETURN_COMMIT) {
+        PyErr_SetString(PyExc_ValueError, "release: how is CLEAN, RESET, COMMIT or DOOM");
         return NULL;
     }
     r = lease_return((dbp_py_lease *)object, (uint16_t)status, (enum dbp_return)how);
@@ -330,7 +330,9 @@ static int spec_fill(struct dbp_pool_spec *to, PyObject *spec) {
         TEXT(charset) || TEXT(facts_sql) || put_statements(to->init_sql, sizeof(to->init_sql), spec, "init_sql") < 0)
         return -1;
     if (NUMBER(port) || NUMBER(client_flags) || NUMBER(autocommit) || NUMBER(connect_timeout_s) || NUMBER(pool_size) ||
-        NUMBER(max_overflow) || NUMBER(recycle_s))
+        NUMBER(max_overflow) || NUMBER(recycle_s) || NUMBER(max_lifetime_s) || NUMBER(idle_timeout_s) ||
+        NUMBER(keepalive_s) || NUMBER(min_size) || NUMBER(core_size) || NUMBER(retire_interval_ms) ||
+        NUMBER(retire_quantity) || NUMBER(unload_timeout_ms) || NUMBER(max_waiting))
         return -1;
 #undef TEXT
 #undef NUMBER

@@ -10,6 +10,7 @@
         .settle(autocommit) -> (how, status, keep)    after it: CLEAN, RESET or DOOM; reads memory only
         .failed(error) -> exception or None     after each call that raised: what to raise in its place
         .facts_row                              the session's row of facts_sql
+        .ping(timeout_ms) -> bool               the server answers; between two leases only, the object does not notice
         .gone() -> bool                         the server has closed the session; never waits
         .destroy()                              takes the session away from the object, writes nothing to it
     Connection                                  the proxy for a lease (lease.py)

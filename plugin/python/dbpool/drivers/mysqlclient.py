@@ -231,6 +231,10 @@ class Driver:
             self.native.lost()
         return kept
 
+    def ping(self, timeout_ms):
+        fd = self.native.socket()
+        return fd >= 0 and _dbpool.ping(fd, timeout_ms)
+
     def gone(self):
         fd = self.native.socket()
         return fd < 0 or _dbpool.peek_end(fd)

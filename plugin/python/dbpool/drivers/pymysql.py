@@ -138,6 +138,10 @@ class Driver:
             self.broken = True
         return None
 
+    def ping(self, timeout_ms):
+        fd = self.wire.fileno()
+        return fd >= 0 and _dbpool.ping(fd, timeout_ms)
+
     def gone(self):
         fd = self.wire.fileno()
         return fd < 0 or _dbpool.peek_end(fd)

@@ -81,13 +81,26 @@ _warned = set()  # aliases that the log was told about CONN_MAX_AGE
 _said = set()  # problems that the log was told
 
 
+_policies = {}  # alias -> (POOL, Policy): Django makes the wrappers of all aliases at every request
+
+
+def _policy(alias, pool, problems):
+    have = _policies.get(alias)
+    if have is not None and have[0] is pool:
+        return have[1]
+    found = settings.policy(alias, pool, problems)
+    if found is not None:
+        _policies[alias] = pool, found
+    return found
+
+
 class DatabaseWrapper(stock.DatabaseWrapper):
     def __init__(self, settings_dict, *args, **kwargs):
         super().__init__(settings_dict, *args, **kwargs)
         # Said in the log now, raised at the first use: Django makes the wrappers of all aliases at every request, and
         # one bad alias is no reason to refuse pages that use another.
         self._pool_problems = problems = []
-        self._pool_policy = settings.policy(self.alias, settings_dict.get("POOL"), problems)
+        self._pool_policy = _policy(self.alias, settings_dict.get("POOL"), problems)
         if host.uwsgi() is not None:
             settings.check_options(self.alias, settings_dict.get("OPTIONS") or {}, problems)
         if problems and tuple(problems) not in _said:
@@ -95,6 +108,7 @@ class DatabaseWrapper(stock.DatabaseWrapper):
             log.error("\n".join(problems))
         self._pool = None  # the Pool of self.connection; None: it is private
         self._connected_in = None  # epoch (forks above this process) of it
+        self._joined = False  # self.connection is one that another wrapper uses (use_threadlocal), and was so far
 
     # ---- connecting ----
 
@@ -107,6 +121,7 @@ class DatabaseWrapper(stock.DatabaseWrapper):
     def get_new_connection(self, conn_params):
         self._connected_in = _dbpool.epoch()
         self._pool = None
+        self._joined = False
         # Django's way to a server without a database is for creating test databases: private.
         if self.alias == NO_DB_ALIAS:
             return super().get_new_connection(conn_params)
@@ -130,7 +145,21 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         except host.NotReady as why:
             raise Database.OperationalError(0, str(why)) from None
         self._pool = profile.pool
+        self._joined = connection.users > 1
         return connection
+
+    def _set_autocommit(self, autocommit):
+        # Django sets it on each new connection. On one that is shared that would commit the other one's transaction.
+        joined, self._joined = self._joined, False
+        if not joined:
+            super()._set_autocommit(autocommit)
+
+    def _close(self):
+        # Half an atomic block, or what came after an error, is nothing to commit, whatever reset_on_return says.
+        if self._pool is None or self.connection is None:
+            return super()._close()
+        with self.wrap_database_errors:
+            return self.connection.close(commit=not (self.in_atomic_block or self.errors_occurred))
 
     def init_connection_state(self):
         if self._pool is None:
