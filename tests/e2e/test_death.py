@@ -195,6 +195,29 @@ class SameProcesses(NoAnswer, WithServer, unittest.TestCase):
                 self.ends_well(mode, {'lazy-apps': True, 'master-fifo': fifo}, end)
                 self.assertTrue(kept)
 
+    def test_full_reload_starts_fresh(self):
+        """SIGHUP: the master executes itself anew. The old sessions end, the new workers find a new pool."""
+        for mode in MODES:
+            with self.subTest(mode=mode), self.make_uwsgi('mysqlclient', mode) as uwsgi:
+                self.assertEqual(uwsgi.get('/rows', ids='1', token='x').status, 200)
+                sessions, workers = set(self.sessions()), set(uwsgi.worker_pids().values())
+
+                def reloaded():
+                    try:
+                        pids = set(uwsgi.worker_pids().values())
+                        return pids and not pids & workers and uwsgi.get('/ping').status == 200
+                    except (OSError, ValueError):  # the stats server is between two lives
+                        return False
+
+                os.kill(uwsgi.pid, signal.SIGHUP)
+                wait_until(reloaded, 60, 'the workers are others')
+                uwsgi.note_processes()
+                answer = uwsgi.get('/rows', ids='1', token='x')
+                self.assertEqual(answer.status, 200, answer)
+                self.assertNotIn(answer.json()['id'], sessions)
+                wait_until(lambda: not sessions & set(self.sessions()), 30, 'the old sessions end')
+                self.whole(uwsgi)
+
     def test_harakiri(self):
         for mode in MODES:
             with self.subTest(mode):
