@@ -8,6 +8,7 @@
 #include "connector.h"
 
 #include "attach.h"
+#include "janitor.h"
 #include "login.h"
 
 #include <errmsg.h>
@@ -25,7 +26,7 @@
 #define THREADS 8u
 /* A host that does not answer holds a thread for its connect timeout. So one alias has at most LOGINS_OF_ALIAS of them,
  * all logins together leave two threads to kills, and kills of one alias leave one of those to others. */
-#define LOGINS_OF_ALIAS 4u
+#define LOGINS_OF_ALIAS DBP_LOGINS_AT_ONCE
 #define LOGINS 6u
 #define KILLS_OF_ALIAS 1u
 #define JOBS_MAX \

@@ -51,6 +51,7 @@ static void plan_opening(const struct dbp_janitor_view *view, struct dbp_janitor
     uint32_t wanted = at_least(wanted_by_waiters(view, plan), minus(view->min_size, live));
 
     plan->open = at_most(wanted, minus(view->cap, view->total));
+    plan->open = at_most(plan->open, minus(DBP_LOGINS_AT_ONCE, view->opening));
     if (plan->open == 0 || view->failures == 0)
         return;
     if (view->now_us < view->retry_at_us) {

@@ -15,6 +15,10 @@
     100000u /* after a failed login; doubles up to the next: a server that is back is noticed soon */
 #define DBP_RETRY_MOST_US 1000000u
 
+/* Logins of one pool under way at a time: what the connector does at once for one alias. More would only queue there,
+ * and when the burst is over they could not be taken back. */
+#define DBP_LOGINS_AT_ONCE 4u
+
 /* What carries over from plan to view. Zeroed at first. */
 struct dbp_janitor_memory {
     uint64_t overload_until_us; /* growth beyond the core is held back until then; 0: it is not */

@@ -34,10 +34,10 @@ def _private():
                            db=given['NAME'], charset='utf8mb4', autocommit=True)
 
 
-def _queuepool(reset):
+def _queuepool(reset, pool_size=4, max_overflow=10):
     from sqlalchemy.pool import QueuePool
     if reset not in _pools:
-        _pools[reset] = QueuePool(_private, pool_size=4, reset_on_return=reset)
+        _pools[reset] = QueuePool(_private, pool_size=pool_size, max_overflow=max_overflow, reset_on_return=reset)
     return _pools[reset].connect
 
 
@@ -60,4 +60,27 @@ def checkout(request):
     return JsonResponse({'us': (time.perf_counter() - began) / times * 1e6})
 
 
-urlpatterns = [path('ping', ping), path('one', one), path('slow', slow), path('checkout', checkout)]
+def spike(request):
+    """One lease of the way that is asked for, held for a query of 2 ms; how long it took to get it."""
+    how, began = request.GET['how'], time.perf_counter()
+    if how == 'dbpool':
+        connection.ensure_connection()
+        taken = connection.connection
+    elif how == 'queuepool':
+        taken = _queuepool('rollback', pool_size=5, max_overflow=45)()
+    else:
+        taken = _private()
+    waited = time.perf_counter() - began
+    cursor = taken.cursor()
+    cursor.execute('SELECT SLEEP(0.002)')
+    cursor.fetchall()
+    cursor.close()
+    if how == 'dbpool':
+        connection.close()
+    else:
+        taken.close()
+    return JsonResponse({'ms': waited * 1000})
+
+
+urlpatterns = [path('ping', ping), path('one', one), path('slow', slow), path('checkout', checkout),
+               path('spike', spike)]
