@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """POOL's parameters as an application sees them. Sizes and ages are waited for in the stats, never timed."""
 
+import json
 import os
 import signal
 import textwrap
 import unittest
 
-from tests.e2e.base import APP, WithServer, matrix
+from tests.e2e.base import APP, DATABASE, PASSWORD, USER, WithServer, matrix
 from tests.support import in_background, wait_until
 from tests.support.uwsgi import BUILD
 
@@ -309,6 +310,41 @@ class Leaks(Case):
         for word in ("pool 'default'", 'worker %d' % worker, 'GET /hold?meet=%s' % name, 'views.py', 'in hold',
                      '_connection_id()'):
             self.assertIn(word, log)
+
+
+class Reload(WithServer, unittest.TestCase):
+    def test_chain_reload_takes_a_new_policy_and_password_over(self):
+        """Old and new workers side by side: the living pool grows and keeps its sessions, no request fails."""
+        fifo = os.path.join(self.meet, 'fifo-policy')
+        pool = {'pool_size': 2, 'max_overflow': 0, 'min_size': 1}
+        options = {'lazy-apps': True, 'master-fifo': fifo}
+        with self.make_uwsgi('mysqlclient', 'prefork', {'default': self.database(pool)}, options=options) as uwsgi:
+            self.assertEqual(uwsgi.get('/rows', ids='1', token='x').status, 200)
+            kept, workers = set(self.sessions()), set(uwsgi.worker_pids().values())
+            self.assertEqual(uwsgi.metric('dbpool.default.max'), 2)
+
+            self.server.create(DATABASE, USER, 'another one')
+            self.addCleanup(self.server.create, DATABASE, USER, PASSWORD)
+            path = uwsgi._environ['DBPOOL_TEST']
+            with open(path) as f:
+                given = json.load(f)
+            given['databases']['default']['PASSWORD'] = 'another one'
+            given['databases']['default']['POOL'] = {'pool_size': 6, 'max_overflow': 0, 'min_size': 4}
+            with open(path, 'w') as f:
+                json.dump(given, f)
+            with open(fifo, 'w') as f:
+                f.write('c')
+            wait_until(lambda: not workers & set(uwsgi.worker_pids().values()), 60, 'new workers')
+            uwsgi.note_processes()
+
+            def grown():
+                self.assertEqual(uwsgi.get('/rows', ids='1', token='x').status, 200)
+                return uwsgi.metric('dbpool.default.max') == 6 and uwsgi.metric('dbpool.default.idle') == 4
+
+            wait_until(grown, 30, 'the new policy')  # its logins need the new password
+            self.assertLessEqual(kept, set(self.sessions()))
+            self.assertEqual(uwsgi.metric('dbpool.default.failures'), 0)
+            self.assertEqual(uwsgi.metric('dbpool.default.closed'), 0)
 
 
 class Refused(Case, unittest.TestCase):
