@@ -32,6 +32,7 @@ CORE = [
     'resetting',
     'share',
     'table',
+    'thread',
     'wire',
 ]
 

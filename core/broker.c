@@ -6,10 +6,10 @@
 #include "ending.h"
 #include "keeper.h"
 #include "opening.h"
+#include "thread.h"
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -435,19 +435,6 @@ static void install_atfork(void) {
 
 /* ---- life ---- */
 
-static int start_thread(struct dbp_broker *broker) {
-    sigset_t all, old;
-
-    /* The host's signal handlers must never run on this thread: blocked from its first instruction. */
-    sigfillset(&all);
-    int rc = pthread_sigmask(SIG_SETMASK, &all, &old);
-    if (rc != 0)
-        return -rc;
-    rc = pthread_create(&broker->thread, NULL, run, broker);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return -rc;
-}
-
 static struct dbp_broker *broker_free(struct dbp_broker *broker) {
     broker->keeper = dbp_keeper_free(broker->keeper);
     broker->registry = dbp_registry_free(broker->registry);
@@ -495,7 +482,7 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     if (rc == 0) {
         atomic_store(&share->table->broker_up, 1);
         the_broker = broker;
-        rc = start_thread(broker);
+        rc = dbp_thread_start(0, run, broker, &broker->thread);
     }
     if (rc != 0) {
         the_broker = NULL;

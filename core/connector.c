@@ -10,13 +10,13 @@
 #include "attach.h"
 #include "janitor.h"
 #include "login.h"
+#include "thread.h"
 
 #include <errmsg.h>
 #include <errno.h>
 #include <mysql.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -273,7 +273,6 @@ static void serve(struct connector *c) {
 int dbp_connector_run(int channel, dbp_log_fn log) {
     struct connector c = {.channel = channel, .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .log = log};
     pthread_t threads[THREADS];
-    sigset_t all, before;
     size_t n = 0;
     int rc = 0;
 
@@ -288,15 +287,12 @@ int dbp_connector_run(int channel, dbp_log_fn log) {
     pthread_mutex_init(&c.send_lock, NULL);
     pthread_cond_init(&c.changed, NULL);
 
-    sigfillset(&all); /* the host's signals are for the thread that called us */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (n < THREADS && (rc = pthread_create(&threads[n], NULL, work, &c)) == 0)
+    while (n < THREADS && (rc = dbp_thread_start(0, work, &c, &threads[n])) == 0)
         n++;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (rc == 0)
         serve(&c);
     else
-        stop(&c, -rc);
+        stop(&c, rc);
 
     while (n > 0)
         pthread_join(threads[--n], NULL); /* stop_fd ends what they wait for; a resolver's own limit may come on top */

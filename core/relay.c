@@ -3,6 +3,8 @@
  */
 #include "relay.h"
 
+#include "thread.h"
+
 #include "handshake.h"
 #include "replay.h"
 
@@ -12,7 +14,6 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -306,23 +307,6 @@ static void *run(void *arg) {
     return NULL;
 }
 
-static int start_thread(struct dbp_relay *r) {
-    pthread_attr_t attr;
-    sigset_t all, before;
-    int rc = pthread_attr_init(&attr);
-
-    if (rc != 0)
-        return -rc;
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&r->thread, &attr, run, r);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    r->joined = rc != 0;
-    return -rc;
-}
-
 /* ---- outside ---- */
 
 int dbp_relay_start(const struct dbp_relay_route *route, struct dbp_error *errorp, struct dbp_relay **relayp) {
@@ -343,7 +327,8 @@ int dbp_relay_start(const struct dbp_relay_route *route, struct dbp_error *error
     if (rc == 0 && (r->end_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
         rc = -errno;
     if (rc == 0)
-        rc = start_thread(r);
+        rc = dbp_thread_start(STACK_BYTES, run, r, &r->thread);
+    r->joined = rc != 0;
     if (rc != 0) {
         dbp_relay_free(r);
         return rc;

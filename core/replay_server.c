@@ -3,12 +3,13 @@
  */
 #include "replay.h"
 
+#include "thread.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -202,22 +203,6 @@ static void *serve(void *arg) {
     return NULL;
 }
 
-static int start_thread(struct dbp_replay_server *s) {
-    pthread_attr_t attr;
-    sigset_t all, before;
-
-    int rc = pthread_attr_init(&attr);
-    if (rc != 0)
-        return -rc;
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    sigfillset(&all); /* the host's signals are for the host's threads */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&s->thread, &attr, serve, s);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    return -rc;
-}
-
 static void server_free(struct dbp_replay_server *s) {
     dbp_replay_free(s->replay);
     if (s->door >= 0)
@@ -243,7 +228,7 @@ int dbp_replay_server_start(const struct dbp_session_facts *facts, const char *c
     if (rc == 0 && (s->end_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
         rc = -errno;
     if (rc == 0)
-        rc = start_thread(s);
+        rc = dbp_thread_start(STACK_BYTES, serve, s, &s->thread);
     if (rc != 0) {
         server_free(s);
         return rc;
