@@ -5,6 +5,7 @@ Django uses it as ENGINE = "dbpool.mysql". From the backend down, one idea a mod
 
     mysql/base.py   the Django backend: stock but for where its connections come from
     settings.py     DATABASES[alias] -> what makes a pool, what stays in this process
+    managed.py      without that backend: a DB-API module whose connect() takes a pooled session
     policy.py       POOL: its keys and the presets
     host.py         where are we: outside uWSGI, in its master before the fork, in a process with the pool
     pool.py         check-out and check-in: a lease, and a driver object that speaks on its session
@@ -24,4 +25,8 @@ def __getattr__(name):
         from .policy import DjangoPoolParams
 
         return DjangoPoolParams
+    if name in ("manage", "init_pool"):
+        from . import managed
+
+        return getattr(managed, name)
     raise AttributeError("module 'dbpool' has no attribute %r" % name)
