@@ -55,6 +55,22 @@ class Errors(WithUwsgi):
 
 
 @matrix(modes=['prefork'])
+@matrix(modes=('gevent',))
+class AfterAnError(WithUwsgi):
+    pool = {'pool_size': 1, 'max_overflow': 0}
+
+    def test_an_error_of_a_statement_does_not_cost_the_session(self):
+        """The wire is idle after it. Also through Django's own import order, which copies pymysql's error module."""
+        self.sql('SELECT 1')
+        sessions, before = set(self.sessions()), self.uwsgi.pool()
+        for statement in ('SELECT * FROM no_such_table', 'SELEC', "INSERT INTO counters VALUES (1, 5)"):
+            for atomic in (False, True):
+                self.assertIn('error', self.sql(statement, atomic=atomic))
+        self.assertEqual(set(self.sessions()), sessions)
+        self.assertEqual(self.uwsgi.pool()['kills'], before['kills'])
+        self.assertEqual(self.uwsgi.pool()['opened'], before['opened'])
+
+
 class SameAsStock(WithServer):
     def test_errors_are_the_drivers_own(self):
         seen = {}

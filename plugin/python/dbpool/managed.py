@@ -183,7 +183,7 @@ def init_pool(**pool):
 
     The price against ENGINE = "dbpool.mysql": stock Django takes each lease for a new connection and says its SET
     statements to it (autocommit, isolation level). The pool's baseline is autocommit off, so each lease begins without
-    a transaction that SET autocommit=1 could commit, and each return with autocommit on is put right by the pool's reset:
+    a transaction that SET autocommit=1 could commit, and a return with autocommit on is put right by the pool's reset:
     first ROLLBACK, then SET autocommit=0. The isolation level stays in the session, so these pools are not shared with
     manage()'s. Two DATABASES that differ in nothing but isolation_level share sessions; then give both a level.
 

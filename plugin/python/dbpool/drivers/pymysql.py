@@ -54,7 +54,7 @@ class PooledConnection(StockConnection):
 
     def connect(self, sock=None):
         if sock is None or self._dbpool_wire is not None:
-            raise pymysql.err.InterfaceError(0, "dbpool: this connection's session is the pool's; it cannot reconnect")
+            raise pymysql.InterfaceError(0, "dbpool: this connection's session is the pool's; it cannot reconnect")
         self._dbpool_wire = sock
         super().connect(sock)
 
@@ -74,7 +74,7 @@ class Driver:
         self.session = lease.session
         self.incarnation = lease.incarnation
         self.broken = False
-        self.wire = _dbpool.Wire(facts, spec["charset"].decode(), lease.status(), pymysql.err.InterfaceError)
+        self.wire = _dbpool.Wire(facts, spec["charset"].decode(), lease.status(), pymysql.InterfaceError)
         try:
             self.connection = self._login(spec, local)
             if self.connection.thread_id() != facts.connection_id:
@@ -100,7 +100,7 @@ class Driver:
         refusal = None
         try:
             connection.connect(self.wire)
-        except pymysql.err.MySQLError:
+        except pymysql.MySQLError:
             refusal = self.wire.refusal()
             if not refusal:
                 raise
@@ -134,7 +134,7 @@ class Driver:
         return _dbpool.CLEAN, status, True
 
     def failed(self, error):
-        if not from_server(error, pymysql.err.MySQLError):
+        if not from_server(error, pymysql.MySQLError):
             self.broken = True
         return None
 
