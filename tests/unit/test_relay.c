@@ -121,12 +121,14 @@ static void put(int fd, const void *bytes, size_t n) {
     assert_int_equal(send(fd, bytes, n, MSG_NOSIGNAL), n);
 }
 
+/* In one send: after a head that is refused, the other side is gone and a second send would fail. */
 static void put_packet(int fd, const void *payload, size_t n, uint8_t seq) {
-    uint8_t head[4];
+    uint8_t b[4 + 1024];
 
-    dbp_packet_head(head, n, seq);
-    put(fd, head, 4);
-    put(fd, payload, n);
+    assert_true(n <= sizeof b - 4);
+    dbp_packet_head(b, n, seq);
+    memcpy(b + 4, payload, n);
+    put(fd, b, 4 + n);
 }
 
 /* Exactly n bytes. */
