@@ -24,6 +24,8 @@ CORE = [
     'login',
     'opening',
     'queue',
+    'ration',
+    'rationing',
     'registry',
     'relay',
     'replay',

@@ -33,7 +33,9 @@ struct proc {
     int32_t pid;
     enum dbp_role role;
     uint32_t serial;
+    uint32_t pools; /* bit of each that it registered */
 };
+_Static_assert(DBP_POOLS_MAX <= 32, "proc.pools has a bit for each");
 
 struct dbp_broker {
     struct dbp_share share;
@@ -115,6 +117,10 @@ static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
     }
     /* The slot is free only now: nothing in the table names it any more. */
     atomic_store(&broker->share.table->procs[slot].pid, 0);
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+        if (proc->pools & 1u << pool)
+            dbp_keeper_left(broker->keeper, pool);
+    proc->pools = 0;
 }
 
 static int find_slot(const struct dbp_broker *broker) {
@@ -190,29 +196,53 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
 
 /* ---- what processes ask ---- */
 
+/* text: DBP_TEXT_MAX bytes. */
+static int register_pool(struct dbp_broker *broker, const struct dbp_pool_spec *spec, char *text, uint32_t *poolp) {
+    uint32_t most = atomic_load(&broker->share.table->max_sessions);
+    bool changed = false;
+
+    if (spec->min_size > most && spec->min_size <= DBP_SESSIONS_MAX) {
+        snprintf(text, DBP_TEXT_MAX, "min_size is %u: all pools together may have %u sessions (max_sessions)",
+                 spec->min_size, most);
+        return DBP_E_INVALID;
+    }
+    int rc = dbp_registry_put(broker->registry, broker->share.table, spec, text, poolp, &changed);
+    if (rc != 0)
+        return rc;
+    if (changed && broker->ops.pool_current)
+        broker->ops.pool_current(broker->ops.arg, *poolp);
+    if (changed)
+        say(broker, DBP_LOG_INFO, "pool '%s': up to %u sessions for all processes", spec->alias,
+            spec->pool_size + spec->max_overflow);
+    if (changed && text[0])
+        say(broker, DBP_LOG_INFO,
+            "pool '%s': other settings than before (%s); the pool of those goes with the last process that uses it",
+            spec->alias, text);
+    if (changed && spec->pool_size + spec->max_overflow > most)
+        say(broker, DBP_LOG_WARNING, "pool '%s': pool_size + max_overflow is %u, all pools together may have %u",
+            spec->alias, spec->pool_size + spec->max_overflow, most);
+    dbp_keeper_attend(broker->keeper, *poolp); /* a new pool's floor; a cap that was raised serves those who wait */
+    return 0;
+}
+
 static void on_register(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    struct proc *proc = &broker->procs[slot];
     union dbp_wire_any answer;
     uint32_t pool = 0;
-    bool added = false;
 
     (void)fd; /* this format has none */
     memset(&answer.registered, 0, sizeof answer.registered);
     dbp_wire_head_init(&answer.head, DBP_WIRE_REGISTERED, msg->head.serial);
-    int rc =
-        dbp_registry_put(broker->registry, broker->share.table, &msg->reg.spec, answer.registered.text, &pool, &added);
+    int rc = register_pool(broker, &msg->reg.spec, answer.registered.text, &pool);
     answer.head.result = (uint32_t)rc;
     answer.registered.pool = pool;
-    if (added && broker->ops.pool_added)
-        broker->ops.pool_added(broker->ops.arg, pool);
-    if (added)
-        say(broker, DBP_LOG_INFO, "pool '%s': up to %u sessions for all processes", msg->reg.spec.alias,
-            msg->reg.spec.pool_size + msg->reg.spec.max_overflow);
-    if (rc == 0)
-        dbp_keeper_attend(broker->keeper, pool); /* a new pool's floor; a cap that was raised serves those who wait */
-    rc = dbp_wire_send(broker->procs[slot].channel, &answer, -1);
+    if (rc == 0 && !(proc->pools & 1u << pool)) {
+        proc->pools |= 1u << pool;
+        dbp_keeper_joined(broker->keeper, pool);
+    }
+    rc = dbp_wire_send(proc->channel, &answer, -1);
     if (rc != 0)
-        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,
-            strerror(-rc));
+        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", proc->pid, strerror(-rc));
 }
 
 static void on_fetch(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
@@ -461,6 +491,9 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     broker->ops = *ops;
     broker->control_fd = control_fd;
     broker->connector = -1;
+    uint32_t max_sessions =
+        ops->max_sessions && ops->max_sessions < DBP_SESSIONS_MAX ? ops->max_sessions : DBP_SESSIONS_MAX;
+    atomic_store(&share->table->max_sessions, max_sessions);
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
         broker->procs[slot].channel = broker->procs[slot].pidfd = -1;
     pthread_mutex_init(&broker->lock, NULL);
@@ -472,7 +505,7 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     if (rc == 0)
         rc = dbp_registry_new(&broker->registry);
     if (rc == 0)
-        rc = dbp_keeper_new(share, broker->registry, &keeper_ops, &broker->keeper);
+        rc = dbp_keeper_new(share, broker->registry, &keeper_ops, max_sessions, &broker->keeper);
     if (rc == 0)
         rc = epoll_add(broker, control_fd, EPOLLIN, tag(KIND_CONTROL, 0, 0));
     if (rc == 0)
@@ -492,6 +525,18 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     }
     *brokerp = broker;
     return 0;
+}
+
+int dbp_broker_register(struct dbp_broker *broker, const struct dbp_pool_spec *spec, char *text) {
+    uint64_t one = 1;
+    uint32_t pool;
+
+    pthread_mutex_lock(&broker->lock);
+    int rc = register_pool(broker, spec, text, &pool);
+    pthread_mutex_unlock(&broker->lock);
+    if (write(broker->share.doorbell_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+        say(broker, DBP_LOG_ERROR, "doorbell: %s", strerror(errno)); /* the tick comes within a second */
+    return rc;
 }
 
 struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker) {

@@ -14,15 +14,21 @@ struct dbp_broker_ops {
     dbp_log_fn log;
     /* Whether the process that asks to be the connector is the one that the host started; it gets the passwords. */
     bool (*connector_is)(void *arg, int32_t pid);
-    /* A pool has come to be, and is in the table; before the process that registered it hears so. May be NULL. */
-    void (*pool_added)(void *arg, uint32_t pool);
+    /* A pool is its alias's current one from now on, and is in the table; before the process that registered it hears
+     * so. May be NULL. Also called within dbp_broker_register. */
+    void (*pool_current)(void *arg, uint32_t pool);
     void *arg;
+    uint32_t max_sessions; /* of all pools together, at most DBP_SESSIONS_MAX; 0: as many */
 };
 
 /* Starts the thread (all signals blocked in it). share and control_fd (dbp_share_new) are borrowed until stop.
  * Call it in the process that goes on to fork the workers, after any daemonizing. One per process. 0 or -errno. */
 int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct dbp_broker_ops *ops,
                      struct dbp_broker **brokerp) DBP_MUST_USE;
+
+/* Makes a pool known before any process registers it, so that its floor is open when the first one asks. Any thread of
+ * the broker's process. 0, DBP_E_INVALID or DBP_E_FULL with text (DBP_TEXT_MAX bytes). */
+int dbp_broker_register(struct dbp_broker *broker, const struct dbp_pool_spec *spec, char *text) DBP_MUST_USE;
 
 /* Stops and joins the thread, ends the sessions, NULL. Only in the process that started it; NULL is allowed. */
 struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker);

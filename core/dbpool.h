@@ -22,7 +22,7 @@
 #define DBP_MUST_USE __attribute__((warn_unused_result))
 
 /* Changes with every change of this header, the shared layout or the wire: all parts of one instance must agree. */
-#define DBP_VERSION 2u
+#define DBP_VERSION 3u
 
 enum dbp_error_code {
     DBP_E_BUSY = 1,       /* nothing idle now (acquire_now), or not granted yet (wait_poll) */
@@ -30,10 +30,9 @@ enum dbp_error_code {
     DBP_E_FAILED = 3,     /* no session can be opened: dbp_pool_error() has the server's or the network's own words */
     DBP_E_FULL = 4,       /* as many wait as may (max_waiting, or the queue's DBP_WAITERS_MAX) */
     DBP_E_CLOSED = 5,     /* the broker is gone, or this process was forked from an attached one */
-    DBP_E_CONFLICT = 6,   /* registration: the alias lives already with another identity; errbuf says what differs */
-    DBP_E_INVALID = 7,    /* an argument or a message is out of range */
-    DBP_E_STALE = 8,      /* the lease is not this caller's any more: it was returned or ended before */
-    DBP_E_INTERRUPTED = 9 /* the interrupted() callback of dbp_acquire asked to stop */
+    DBP_E_INVALID = 6,    /* an argument or a message is out of range */
+    DBP_E_STALE = 7,      /* the lease is not this caller's any more: it was returned or ended before */
+    DBP_E_INTERRUPTED = 8 /* the interrupted() callback of dbp_acquire asked to stop */
 };
 
 /* ---- limits (each is a size in the shared table; memory is only touched where it is used) ---- */
@@ -149,6 +148,7 @@ struct dbp_holder {
 struct dbp_stats {
     int64_t size, max, idle, leased, opening, resetting, closing, waiting;
     int64_t opened, closed, acquires, waits, timeouts, wait_us, failures, resets, kills;
+    int64_t all_size, all_max; /* of all pools together */
 };
 
 enum dbp_log_level { DBP_LOG_INFO, DBP_LOG_WARNING, DBP_LOG_ERROR };
@@ -180,10 +180,10 @@ struct dbp_client;
 int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
                       struct dbp_client **clientp) DBP_MUST_USE;
 
-/* Registers (or finds) the pool spec->alias. The first registration fixes an alias's identity; later ones must agree in
- * all but policy, else DBP_E_CONFLICT with errbuf (errlen bytes) naming the field, never its secret.
- * spec is not kept. Any thread. 0, DBP_E_CONFLICT, DBP_E_INVALID (errbuf says what), DBP_E_FULL, DBP_E_TIMEOUT,
- * DBP_E_CLOSED. */
+/* Registers (or finds) the pool of spec's alias and identity and gives it spec's policy and password. With another
+ * identity than the alias had, it is another pool, and the one before goes when no process that registered it is left.
+ * spec is not kept. Any thread. 0; DBP_E_INVALID, DBP_E_FULL with errbuf (errlen bytes) naming the field, never its
+ * secret; DBP_E_TIMEOUT, DBP_E_CLOSED. */
 int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
                         size_t errlen, uint32_t *poolp) DBP_MUST_USE;
 
@@ -279,6 +279,10 @@ struct dbp_api {
      * master, broker not answering, ...); *before_forkp is true when the cause is that this is the master itself,
      * before its workers are forked: use a private connection then. */
     struct dbp_client *(*client)(const char **whyp, bool *before_forkp);
+    /* For the master before its fork, where client() gives NULL: has the broker make the pool when it starts. The spec
+     * is kept in private memory until then, and reported in the log if it is refused. 0, DBP_E_FULL, DBP_E_CLOSED (the
+     * broker runs already, or there will be none). */
+    int (*announce)(const struct dbp_pool_spec *);
     int (*client_register)(struct dbp_client *, const struct dbp_pool_spec *, uint64_t, char *, size_t, uint32_t *);
     int (*acquire_now)(struct dbp_client *, uint32_t, struct dbp_lease *);
     int (*acquire)(struct dbp_client *, uint32_t, uint64_t, bool (*)(void *), void *, struct dbp_lease *);

@@ -28,6 +28,7 @@ void dbp_ending_vacate(struct dbp_keeper *keeper, uint32_t session) {
     kept->kill_again_us = 0;
     explicit_bzero(&kept->facts, sizeof kept->facts);
     keeper->pools[pool].total--;
+    keeper->total--;
     if (!dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_EMPTY, 0, NULL))
         abort(); /* OPENING and CLOSING are the broker's alone */
 }
@@ -84,7 +85,7 @@ void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session) {
 }
 
 void dbp_ending_unfit(struct dbp_keeper *keeper, uint32_t session) {
-    atomic_store(&shared(keeper, session)->unfit, 1);
+    atomic_store(&shared(keeper, session)->unfit, DBP_UNFIT);
     dbp_word word = word_of(keeper, session);
     if ((dbp_word_state(word) == DBP_IDLE || dbp_word_state(word) == DBP_RESETTING) &&
         dbp_session_move(keeper->table, session, word, DBP_CLOSING, dbp_word_state(word) == DBP_RESETTING, NULL))

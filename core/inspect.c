@@ -26,6 +26,10 @@ void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_
     statsp->failures = atomic_load(&count->failures);
     statsp->resets = atomic_load(&count->resets);
     statsp->kills = atomic_load(&count->kills);
+    statsp->all_size = 0;
+    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
+        statsp->all_size += atomic_load(&table->pools[i].live) ? atomic_load(&table->pools[i].count.size) : 0;
+    statsp->all_max = atomic_load(&table->max_sessions);
 }
 
 void dbp_inspect_error(const struct dbp_table *table, uint32_t pool, struct dbp_error *errorp) {

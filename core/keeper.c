@@ -7,6 +7,7 @@
 #include "ending.h"
 #include "handoff.h"
 #include "opening.h"
+#include "rationing.h"
 #include "resetting.h"
 
 #include <errno.h>
@@ -104,6 +105,12 @@ static void check_deadline(struct dbp_keeper *keeper, uint32_t session, uint64_t
     }
 }
 
+static void drop(struct dbp_keeper *keeper, uint32_t pool) {
+    dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the one with the earlier settings is gone", alias_of(keeper, pool));
+    dbp_registry_drop(keeper->registry, keeper->table, pool);
+    keeper->pools[pool] = (struct kept_pool){.allowance = UINT32_MAX};
+}
+
 uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
     uint64_t now = dbp_now_us();
     bool sweep = now >= keeper->next_tick_us;
@@ -123,8 +130,11 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
             check_silence(keeper, i, spec, now, &next);
         }
     }
-    for (uint32_t pool = 0; pool < DBP_POOLS_MAX && dbp_registry_spec(keeper->registry, pool); pool++) {
+    sooner(&next, dbp_rationing_look(keeper));
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
         struct kept_pool *kp = &keeper->pools[pool];
+        if (!dbp_registry_spec(keeper->registry, pool))
+            continue;
         if (sweep) {
             dbp_handoff_sweep(&keeper->share, pool);
             dbp_table_recount(keeper->table, pool);
@@ -132,11 +142,15 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         } else if (kp->look_again || (kp->wake_at_us && kp->wake_at_us <= now)) {
             dbp_opening_tend(keeper, pool);
         }
-        if (kp->look_again) /* it ended one that was gone already: there is room for another */
+        if (kp->total == 0 && dbp_kept_leaving(keeper, pool))
+            drop(keeper, pool);
+        else if (kp->look_again) /* it ended one that was gone already: there is room for another */
             next = now;
         else if (kp->wake_at_us && kp->wake_at_us < next)
             next = kp->wake_at_us;
     }
+    if (keeper->refused)
+        sooner(&next, keeper->ration_at_us);
     return next;
 }
 
@@ -178,27 +192,37 @@ void dbp_keeper_connector_ready(struct dbp_keeper *keeper) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++)
         if (keeper->sessions[i].ending && keeper->sessions[i].wants_kill)
             dbp_ending_ask_kill(keeper, i);
-    for (uint32_t pool = 0; dbp_registry_spec(keeper->registry, pool); pool++)
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
         dbp_opening_tend(keeper, pool);
 }
 
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
-    uint32_t n_pools = atomic_load(&keeper->table->n_pools);
-
     /* Places first: a session granted to one of them then goes back by the sweep instead of being lost. */
-    for (uint32_t pool = 0; pool < n_pools; pool++)
-        dbp_handoff_bury(&keeper->share, pool, slot);
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+        if (dbp_registry_spec(keeper->registry, pool))
+            dbp_handoff_bury(&keeper->share, pool, slot);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         dbp_word word = word_of(keeper, i);
         if (dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) == slot &&
             dbp_session_move(keeper->table, i, word, DBP_CLOSING, 1, NULL))
             dbp_ending_begin(keeper, i);
     }
-    for (uint32_t pool = 0; pool < n_pools; pool++) {
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
+        if (!dbp_registry_spec(keeper->registry, pool))
+            continue;
         dbp_handoff_sweep(&keeper->share, pool);
         dbp_table_recount(keeper->table, pool);
         dbp_keeper_attend(keeper, pool);
     }
+}
+
+void dbp_keeper_joined(struct dbp_keeper *keeper, uint32_t pool) {
+    keeper->pools[pool].users++;
+}
+
+void dbp_keeper_left(struct dbp_keeper *keeper, uint32_t pool) {
+    keeper->pools[pool].users--;
+    dbp_kept_look_again(keeper, pool);
 }
 
 int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t session, uint32_t generation, int *fdp,
@@ -217,7 +241,7 @@ int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t s
 /* ---- life ---- */
 
 int dbp_keeper_new(const struct dbp_share *share, struct dbp_registry *registry, const struct dbp_keeper_ops *ops,
-                   struct dbp_keeper **keeperp) {
+                   uint32_t max_sessions, struct dbp_keeper **keeperp) {
     struct dbp_keeper *keeper = calloc(1, sizeof *keeper);
     if (!keeper)
         return -ENOMEM;
@@ -228,6 +252,9 @@ int dbp_keeper_new(const struct dbp_share *share, struct dbp_registry *registry,
     }
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++)
         keeper->fds[i] = -1;
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+        keeper->pools[pool].allowance = UINT32_MAX;
+    keeper->max_sessions = max_sessions;
     keeper->share = *share;
     keeper->table = share->table;
     keeper->registry = registry;

@@ -8,9 +8,9 @@
 
 #include "kept.h"
 
-/* registry is borrowed. 0 or -errno. */
+/* registry is borrowed. max_sessions: of all pools together, 1..DBP_SESSIONS_MAX. 0 or -errno. */
 int dbp_keeper_new(const struct dbp_share *share, struct dbp_registry *registry, const struct dbp_keeper_ops *ops,
-                   struct dbp_keeper **keeperp) DBP_MUST_USE;
+                   uint32_t max_sessions, struct dbp_keeper **keeperp) DBP_MUST_USE;
 /* Ends every idle session politely and closes all fds; NULL. */
 struct dbp_keeper *dbp_keeper_free(struct dbp_keeper *keeper);
 
@@ -27,6 +27,10 @@ void dbp_keeper_connector_ready(struct dbp_keeper *keeper);
 
 /* The process in slot died: ends what it held, frees what it waited for. */
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);
+
+/* A process has registered the pool, once; / and is gone. A superseded pool that nobody uses drains and goes. */
+void dbp_keeper_joined(struct dbp_keeper *keeper, uint32_t pool);
+void dbp_keeper_left(struct dbp_keeper *keeper, uint32_t pool);
 
 /* The fd (borrowed) and facts of a session that slot holds in this generation. 0 or DBP_E_STALE. */
 int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t session, uint32_t generation, int *fdp,

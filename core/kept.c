@@ -39,6 +39,43 @@ void dbp_kept_look_again(struct dbp_keeper *keeper, uint32_t pool) {
     keeper->pools[pool].look_again = true;
 }
 
+static uint32_t smaller(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+bool dbp_kept_leaving(const struct dbp_keeper *keeper, uint32_t pool) {
+    return keeper->pools[pool].users == 0 && dbp_registry_superseded(keeper->registry, pool);
+}
+
+struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t pool) {
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
+    uint32_t allowance = keeper->pools[pool].allowance;
+
+    if (!spec || dbp_kept_leaving(keeper, pool))
+        return (struct dbp_kept_limits){0};
+    return (struct dbp_kept_limits){.pool_size = smaller(spec->pool_size, allowance),
+                                    .cap = smaller(spec->pool_size + spec->max_overflow, allowance),
+                                    .min_size = smaller(spec->min_size, allowance)};
+}
+
+uint32_t dbp_kept_figure(_Atomic int64_t *counter) {
+    int64_t value = atomic_load(counter);
+
+    return value < 0 ? 0 : (uint32_t)value;
+}
+
+uint32_t dbp_kept_waiting(struct dbp_keeper *keeper, uint32_t pool, uint32_t most) {
+    struct dbp_queue *queue = &keeper->table->pools[pool].queue;
+    uint32_t ticket = atomic_load(&queue->head), n = 0;
+    dbp_place place;
+
+    /* Counted, not taken from the counter, which may be wrong by what a killed process left: a waiter must never be
+     * overlooked. More than the cap allows need not be counted. */
+    while (n < most && dbp_queue_next(queue, &ticket, &place))
+        n++;
+    return n;
+}
+
 /* xorshift64 (Marsaglia, "Xorshift RNGs", 2003). */
 uint64_t dbp_kept_random(struct dbp_keeper *keeper, uint64_t most) {
     uint64_t x = keeper->random ? keeper->random : dbp_now_us() | 1u;

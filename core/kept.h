@@ -40,8 +40,11 @@ struct kept {
 };
 
 struct kept_pool {
-    uint32_t total;  /* slots out of EMPTY */
-    bool look_again; /* dbp_kept_look_again */
+    uint32_t total;     /* slots out of EMPTY */
+    uint32_t users;     /* processes that registered it */
+    uint32_t allowance; /* its share while the room for all pools is short; else UINT32_MAX */
+    uint32_t marked;    /* of its leases, to end at their return (dbp_rationing_mark) */
+    bool look_again;    /* dbp_kept_look_again */
     struct dbp_janitor_memory memory;
     uint32_t failures;
     uint64_t retry_at_us;
@@ -56,7 +59,11 @@ struct dbp_keeper {
     struct dbp_keeper_ops ops;
     bool connector;
     uint64_t next_tick_us;
-    uint64_t random; /* state of dbp_kept_random */
+    uint64_t random;              /* state of dbp_kept_random */
+    uint32_t max_sessions, total; /* of all pools together: the cap, and what there is */
+    bool refused;                 /* a session could not be opened for want of room: rationing.c has to look */
+    bool scarce;                  /* the pools have allowances */
+    uint64_t ration_at_us;        /* not again before */
     struct kept_pool pools[DBP_POOLS_MAX];
     struct kept *sessions;     /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
     int fds[DBP_SESSIONS_MAX]; /* the broker's copy of each session's fd; -1: none */
@@ -81,6 +88,19 @@ static inline const char *alias_of(const struct dbp_keeper *keeper, uint32_t poo
 static inline void add(_Atomic int64_t *counter) {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
+
+/* What the pool may have now: its policy, less what other pools need more. */
+struct dbp_kept_limits {
+    uint32_t pool_size, cap, min_size;
+};
+
+struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t pool);
+/* True for a pool that nobody uses any more and whose alias has another one: it drains and goes. */
+bool dbp_kept_leaving(const struct dbp_keeper *keeper, uint32_t pool);
+/* A counter of the table, which may be off below zero for a moment. */
+uint32_t dbp_kept_figure(_Atomic int64_t *counter);
+/* Waiters of the pool, counted up to `most`. */
+uint32_t dbp_kept_waiting(struct dbp_keeper *keeper, uint32_t pool, uint32_t most);
 
 void dbp_kept_say(const struct dbp_keeper *keeper, enum dbp_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

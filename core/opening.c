@@ -9,6 +9,7 @@
 #include "ending.h"
 #include "handoff.h"
 #include "janitor.h"
+#include "rationing.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,7 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
         if (!dbp_session_move(keeper->table, i, word, DBP_OPENING, 0, NULL))
             abort(); /* EMPTY is the broker's alone */
         keeper->pools[pool].total++;
+        keeper->total++;
         *sessionp = i;
         return true;
     }
@@ -46,8 +48,12 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
     union dbp_wire_any msg;
     uint32_t session;
 
-    if (!keeper->connector || !reserve(keeper, pool, &session))
+    if (!keeper->connector)
         return false;
+    if (keeper->total >= keeper->max_sessions || !reserve(keeper, pool, &session)) {
+        keeper->refused = true;
+        return false;
+    }
     memset(&msg.open, 0, sizeof msg.open);
     dbp_wire_head_init(&msg.head, DBP_WIRE_OPEN, 0);
     msg.open.session = session;
@@ -163,24 +169,6 @@ void dbp_opening_overdue(struct dbp_keeper *keeper, uint32_t session) {
 
 /* ---- policy ---- */
 
-static uint32_t figure(_Atomic int64_t *counter) {
-    int64_t value = atomic_load(counter);
-
-    return value < 0 ? 0 : (uint32_t)value;
-}
-
-static uint32_t waiting_in(struct dbp_keeper *keeper, uint32_t pool, uint32_t most) {
-    struct dbp_queue *queue = &keeper->table->pools[pool].queue;
-    uint32_t ticket = atomic_load(&queue->head), n = 0;
-    dbp_place place;
-
-    /* Counted, not taken from the counter, which may be wrong by what a killed process left: a waiter must never be
-     * overlooked. More than the cap allows need not be counted. */
-    while (n < most && dbp_queue_next(queue, &ticket, &place))
-        n++;
-    return n;
-}
-
 /* The idle session that was returned longest ago goes. */
 static bool retire_one(struct dbp_keeper *keeper, uint32_t pool) {
     uint32_t oldest = DBP_SESSIONS_MAX;
@@ -215,17 +203,19 @@ static void count_stale(struct dbp_keeper *keeper, uint32_t pool, uint64_t timeo
 }
 
 void dbp_opening_replace(struct dbp_keeper *keeper, uint32_t session) {
-    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
-    struct kept_pool *kp = &keeper->pools[pool_of(keeper, session)];
+    uint32_t pool = pool_of(keeper, session);
+    struct dbp_kept_limits limits = dbp_kept_limits(keeper, pool);
+    struct kept_pool *kp = &keeper->pools[pool];
 
     /* Only what the pool would keep; one more than that, and the old one simply goes. */
-    if (!keeper->sessions[session].replaced && spec && kp->failures == 0 && kp->total <= spec->pool_size &&
-        kp->total < spec->pool_size + spec->max_overflow)
-        keeper->sessions[session].replaced = open_one(keeper, pool_of(keeper, session));
+    if (!keeper->sessions[session].replaced && kp->failures == 0 && kp->total <= limits.pool_size &&
+        kp->total < limits.cap)
+        keeper->sessions[session].replaced = open_one(keeper, pool);
 }
 
 void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
+    struct dbp_kept_limits limits = dbp_kept_limits(keeper, pool);
     struct kept_pool *kp = &keeper->pools[pool];
     struct dbp_pool_counters *count = &keeper->table->pools[pool].count;
 
@@ -237,23 +227,25 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
         .memory = kp->memory,
         .retry_at_us = kp->retry_at_us,
         .failures = kp->failures,
-        .opening = figure(&count->state[DBP_OPENING]),
-        .resetting = figure(&count->state[DBP_RESETTING]),
-        .idle = figure(&count->state[DBP_IDLE]),
-        .leased = figure(&count->state[DBP_LEASED]) + figure(&count->state[DBP_GRANTED]),
-        .closing = figure(&count->state[DBP_CLOSING]),
+        .opening = dbp_kept_figure(&count->state[DBP_OPENING]),
+        .resetting = dbp_kept_figure(&count->state[DBP_RESETTING]),
+        .idle = dbp_kept_figure(&count->state[DBP_IDLE]),
+        .leased = dbp_kept_figure(&count->state[DBP_LEASED]) + dbp_kept_figure(&count->state[DBP_GRANTED]),
+        .closing = dbp_kept_figure(&count->state[DBP_CLOSING]),
         .total = kp->total,
-        .pool_size = spec->pool_size,
-        .cap = spec->pool_size + spec->max_overflow,
-        .min_size = spec->min_size,
+        .pool_size = limits.pool_size,
+        .cap = limits.cap,
+        .min_size = limits.min_size,
         .core_size = spec->core_size,
         .retire_interval_us = 1000ull * spec->retire_interval_ms,
         .retire_quantity = spec->retire_quantity,
         .unload_us = dbp_kept_random(keeper, 1000ull * spec->unload_timeout_ms),
     };
-    view.waiting = waiting_in(keeper, pool, view.cap);
+    view.waiting = dbp_kept_waiting(keeper, pool, view.cap);
     if (view.closing > view.total)
         view.closing = view.total;
+    if (kp->allowance != UINT32_MAX) /* the room for all pools counts those that are being ended, a share does not */
+        view.cap += view.closing;
     if (spec->idle_timeout_s > 0)
         count_stale(keeper, pool, 1000000ull * spec->idle_timeout_s, &view);
     struct dbp_janitor_plan plan = dbp_janitor_plan(&view);
@@ -261,6 +253,10 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
     kp->wake_at_us = plan.wake_at_us;
     while (plan.open-- > 0 && open_one(keeper, pool))
         continue;
-    while (plan.retire > 0 && retire_one(keeper, pool))
+    while (plan.retire > 0 && retire_one(keeper, pool)) {
         plan.retire--;
+        view.closing++;
+    }
+    uint32_t live = kp->total > view.closing ? kp->total - view.closing : 0;
+    dbp_rationing_mark(keeper, pool, live > limits.cap ? live - limits.cap : 0);
 }

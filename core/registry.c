@@ -10,8 +10,9 @@
 #include <sys/mman.h>
 
 struct dbp_registry {
-    struct dbp_pool_spec *specs; /* DBP_POOLS_MAX, mapped on their own pages */
-    uint32_t n;
+    struct dbp_pool_spec *specs;   /* DBP_POOLS_MAX, mapped on their own pages */
+    uint64_t since[DBP_POOLS_MAX]; /* turn in which it became its alias's current pool; 0: a free place */
+    uint64_t turn;
 };
 
 #define SPECS_SIZE (DBP_POOLS_MAX * sizeof(struct dbp_pool_spec))
@@ -47,7 +48,7 @@ struct dbp_registry *dbp_registry_free(struct dbp_registry *registry) {
 }
 
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool) {
-    return pool < registry->n ? &registry->specs[pool] : NULL;
+    return pool < DBP_POOLS_MAX && registry->since[pool] ? &registry->specs[pool] : NULL;
 }
 
 /* Every string field, so that none is forgotten in checking or comparing. secret: named, never shown. */
@@ -142,20 +143,18 @@ static bool same_identity(const struct dbp_pool_spec *old, const struct dbp_pool
         if (strings[i].kind == SECRET)
             continue;
         if (strings[i].kind == LIST && memcmp(a, b, strings[i].size) != 0) {
-            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with another %s: first statement '%.150s', here '%.150s'",
-                     old->alias, strings[i].name, a, b);
+            snprintf(text, DBP_TEXT_MAX, "%s was '%.150s'..., is '%.150s'...", strings[i].name, a, b);
             return false;
         }
         if (strings[i].kind == IDENTITY && strcmp(a, b) != 0) {
-            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with %s '%.120s', here '%.120s'", old->alias,
-                     strings[i].name, a, b);
+            snprintf(text, DBP_TEXT_MAX, "%s was '%.150s', is '%.150s'", strings[i].name, a, b);
             return false;
         }
     }
     for (size_t i = 0; i < COUNT(numbers); i++)
         if (numbers[i].identity && number_of(old, &numbers[i]) != number_of(new, &numbers[i])) {
-            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with %s %u, here %u", old->alias, numbers[i].name,
-                     number_of(old, &numbers[i]), number_of(new, &numbers[i]));
+            snprintf(text, DBP_TEXT_MAX, "%s was %u, is %u", numbers[i].name, number_of(old, &numbers[i]),
+                     number_of(new, &numbers[i]));
             return false;
         }
     return true;
@@ -167,34 +166,71 @@ static void publish(struct dbp_pool *pool, const struct dbp_pool_spec *spec) {
     atomic_store(&pool->count.max, (int64_t)spec->pool_size + spec->max_overflow);
 }
 
+/* The alias's current pool, or DBP_POOLS_MAX. */
+static uint32_t current(const struct dbp_registry *registry, const char *alias) {
+    uint32_t found = DBP_POOLS_MAX;
+
+    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
+        if (registry->since[i] && strcmp(registry->specs[i].alias, alias) == 0 &&
+            (found == DBP_POOLS_MAX || registry->since[i] > registry->since[found]))
+            found = i;
+    return found;
+}
+
+static uint32_t of_identity(const struct dbp_registry *registry, const struct dbp_pool_spec *spec) {
+    char difference[DBP_TEXT_MAX];
+
+    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
+        if (registry->since[i] && same_identity(&registry->specs[i], spec, difference))
+            return i;
+    return DBP_POOLS_MAX;
+}
+
+static uint32_t take_place(struct dbp_registry *registry, struct dbp_table *table, const char *alias) {
+    uint32_t i = 0;
+
+    while (i < DBP_POOLS_MAX && registry->since[i])
+        i++;
+    if (i == DBP_POOLS_MAX)
+        return i;
+    struct dbp_pool *pool = &table->pools[i];
+    memset(pool, 0, offsetof(struct dbp_pool, queue)); /* what a pool that was here before has left */
+    memcpy(pool->alias, alias, sizeof pool->alias);
+    dbp_queue_init(&pool->queue);
+    if (i >= atomic_load(&table->n_pools))
+        atomic_store(&table->n_pools, i + 1);
+    return i;
+}
+
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
-                     char *text, uint32_t *poolp, bool *addedp) {
+                     char *text, uint32_t *poolp, bool *changedp) {
     text[0] = '\0';
     if (!check(spec, text))
         return DBP_E_INVALID;
-    for (uint32_t i = 0; i < registry->n; i++)
-        if (strcmp(registry->specs[i].alias, spec->alias) == 0) {
-            if (!same_identity(&registry->specs[i], spec, text))
-                return DBP_E_CONFLICT;
-            registry->specs[i] = *spec;
-            publish(&table->pools[i], spec);
-            *poolp = i;
-            *addedp = false;
-            return 0;
-        }
-    if (registry->n == DBP_POOLS_MAX) {
+    uint32_t before = current(registry, spec->alias), pool = of_identity(registry, spec);
+    if (pool == DBP_POOLS_MAX && (pool = take_place(registry, table, spec->alias)) == DBP_POOLS_MAX) {
         snprintf(text, DBP_TEXT_MAX, "there are %u pools already, which is all that fit", DBP_POOLS_MAX);
         return DBP_E_FULL;
     }
-    uint32_t i = registry->n++;
-    struct dbp_pool *pool = &table->pools[i];
-    registry->specs[i] = *spec;
-    memcpy(pool->alias, spec->alias, sizeof pool->alias);
-    dbp_queue_init(&pool->queue);
-    publish(pool, spec);
-    atomic_store(&pool->live, 1);
-    atomic_store(&table->n_pools, registry->n);
-    *poolp = i;
-    *addedp = true;
+    *changedp = pool != before;
+    if (*changedp) {
+        registry->since[pool] = ++registry->turn;
+        if (before < DBP_POOLS_MAX)
+            (void)same_identity(&registry->specs[before], spec, text);
+    }
+    registry->specs[pool] = *spec;
+    publish(&table->pools[pool], spec);
+    atomic_store(&table->pools[pool].live, 1);
+    *poolp = pool;
     return 0;
+}
+
+bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool) {
+    return dbp_registry_spec(registry, pool) && current(registry, registry->specs[pool].alias) != pool;
+}
+
+void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool) {
+    atomic_store(&table->pools[pool].live, 0);
+    registry->since[pool] = 0;
+    explicit_bzero(&registry->specs[pool], sizeof registry->specs[pool]);
 }

@@ -12,12 +12,19 @@ struct dbp_registry;
 int dbp_registry_new(struct dbp_registry **registryp) DBP_MUST_USE;
 struct dbp_registry *dbp_registry_free(struct dbp_registry *registry); /* wipes; NULL */
 
-/* Finds spec->alias or adds it, and publishes it in the table. The first spec fixes the identity; policy and password
- * are taken over from the latest (the newest settings win). spec comes from outside and is checked here. 0 with *poolp
- * (*addedp: it is new), DBP_E_CONFLICT, DBP_E_INVALID, DBP_E_FULL, each with a text (DBP_TEXT_MAX bytes) that names the
- * field and never a secret. */
+/* Finds the pool of this alias and identity or adds it, and publishes it in the table; policy and password are taken
+ * over (the newest settings win). It is the alias's current pool then; one of another identity that the alias had
+ * before is superseded. spec comes from outside and is checked here. 0 with *poolp; *changedp says that it was not the
+ * current one before, and then text what tells it from the one that was (empty: there was none). DBP_E_INVALID,
+ * DBP_E_FULL, each with a text (DBP_TEXT_MAX bytes) that names the field. No text has a secret. */
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
-                     char *text, uint32_t *poolp, bool *addedp) DBP_MUST_USE;
+                     char *text, uint32_t *poolp, bool *changedp) DBP_MUST_USE;
+
+/* True when the alias has a newer pool: this one goes when no process uses it any more. */
+bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool);
+
+/* Forgets a pool that has no session, no waiter and no process: its place is free. */
+void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool);
 
 /* Borrowed; NULL for a pool that is not there. */
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool);

@@ -41,12 +41,13 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
         if (kept->reset.kind != DBP_RESET_PING)
             add(&keeper->table->pools[pool].count.resets);
         kept->spoke_us = dbp_now_us();
-        if (atomic_load(&shared(keeper, session)->unfit)) {
+        if (!dbp_idle_put(keeper->table, session, word_of(keeper, session)))
+            return;
+        if (atomic_load(&shared(keeper, session)->unfit)) /* its wire is idle now: it can go politely */
             dbp_ending_unfit(keeper, session);
-        } else if (dbp_idle_put(keeper->table, session, word_of(keeper, session))) {
+        else
             dbp_handoff_match(&keeper->share, pool);
-            dbp_kept_look_again(keeper, pool);
-        }
+        dbp_kept_look_again(keeper, pool);
         return;
     case DBP_RESET_FAILED:
         dbp_resetting_failed(keeper, session, "unexpected answer");

@@ -48,6 +48,12 @@ static inline uint32_t dbp_word_generation(dbp_word word) {
     return (uint32_t)(word >> 32);
 }
 
+enum dbp_fitness {
+    DBP_FIT = 0,
+    DBP_UNFIT,        /* the server hung up, or it is too old */
+    DBP_UNFIT_SURPLUS /* its place is needed elsewhere (rationing.c, or a smaller cap): may be taken back */
+};
+
 /* One cache line. pool, incarnation and connection_id are written by the broker while the session is EMPTY or OPENING
  * and published by the move to IDLE; they are atomic because a stale idle bit may make somebody look too early. */
 struct dbp_session {
@@ -57,7 +63,7 @@ struct dbp_session {
     _Atomic uint32_t connection_id; /* the server's */
     _Atomic uint32_t
         status; /* server status word; written by each holder, or the broker, before it gives the session on */
-    _Atomic uint32_t unfit; /* written by the broker: the server hung up, or too old; whoever has it ends it */
+    _Atomic uint32_t unfit; /* an enum dbp_fitness, written by the broker; whoever has an unfit session ends it */
     uint32_t reserved;
     _Atomic uint64_t users;       /* bit (slot % 64) of each process that ever leased it */
     _Atomic uint64_t opened_us;   /* broker */
@@ -100,8 +106,9 @@ struct dbp_table {
     uint32_t version;
     uint32_t reserved;
     uint64_t size;
-    _Atomic uint32_t broker_up; /* broker: 1 while it runs */
-    _Atomic uint32_t n_pools;
+    _Atomic uint32_t broker_up;    /* broker: 1 while it runs */
+    _Atomic uint32_t n_pools;      /* broker: places in pools that were ever used */
+    _Atomic uint32_t max_sessions; /* broker: of all pools together */
     struct dbp_proc procs[DBP_PROCS_MAX];
     _Alignas(64) struct dbp_session sessions[DBP_SESSIONS_MAX];
     struct dbp_pool pools[DBP_POOLS_MAX];

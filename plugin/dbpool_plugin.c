@@ -3,8 +3,10 @@
  * core/DESIGN.md; the pool itself knows nothing of uWSGI.
  *
  *   on_load         master-to-be   refuses a uWSGI binary other than the one it was built for; asks for our hooks
+ *   announce        master-to-be   an application that is loaded there tells its pools
  *   post_init       master-to-be   makes what all processes inherit, registers the connector as a gateway
- *   "dbpool:start"  master         starts the broker (after daemonizing and after the first workers were forked)
+ *   "dbpool:start"  master         starts the broker (after daemonizing and after the first workers were forked), with
+ *                                  the pools that were announced
  *   post_fork, ...  children       let go of what is the broker's
  */
 #include <uwsgi.h>
@@ -37,6 +39,10 @@ static struct {
     int broker_control; /* the broker's end of the control socket; -1 in children */
     struct dbp_broker *broker;
     pid_t master;
+    char *max_sessions_option;
+    uint32_t max_sessions;           /* 0: as many as the table has */
+    struct dbp_pool_spec *announced; /* until the broker starts */
+    uint32_t n_announced;
 } host = {.broker_control = -1};
 
 static struct {
@@ -96,9 +102,26 @@ static void connector_loop(int id, void *data) {
     }
 }
 
+static void read_options(void) {
+    char *end = NULL;
+    unsigned long n;
+
+    if (!host.max_sessions_option)
+        return;
+    errno = 0;
+    n = strtoul(host.max_sessions_option, &end, 10);
+    if (errno || !isdigit((unsigned char)host.max_sessions_option[0]) || *end || n < 1 || n > DBP_SESSIONS_MAX) {
+        uwsgi_log("[dbpool] error: dbpool-max-sessions is '%s': expected a number from 1 to %u\n",
+                  host.max_sessions_option, DBP_SESSIONS_MAX);
+        exit(1);
+    }
+    host.max_sessions = (uint32_t)n;
+}
+
 static void dbpool_post_init(void) {
     uint32_t n_procs = SPARE_PROCS + (uint32_t)uwsgi.numproc + (uint32_t)uwsgi.mules_cnt;
 
+    read_options();
     if (!uwsgi.master_process) {
         uwsgi_log("[dbpool] error: there is no master process, so there is no pool: put 'master = true' into your "
                   "configuration\n");
@@ -166,8 +189,15 @@ static const struct {
 #undef COUNTER
 };
 
-/* On the broker's thread. uWSGI's own threads only follow the list, which grows at its end under its lock. */
-static void add_metrics(void *arg, uint32_t index) {
+static bool points_into_the_table(const struct uwsgi_metric *metric) {
+    uintptr_t value = (uintptr_t)metric->value, table = (uintptr_t)host.share.table;
+
+    return value >= table && value < table + sizeof(struct dbp_table);
+}
+
+/* On the broker's thread, or before it runs. uWSGI's own threads only follow the list, which grows at its end under its
+ * lock. An alias that has a new pool shows that one's figures from now on. */
+static void show_metrics(void *arg, uint32_t index) {
     struct dbp_pool *pool = &host.share.table->pools[index];
     char alias[DBP_ALIAS_MAX], name[DBP_ALIAS_MAX + 32];
 
@@ -182,14 +212,20 @@ static void add_metrics(void *arg, uint32_t index) {
                        : '_');
     for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++) {
         snprintf(name, sizeof name, "dbpool.%s.%s", alias, metrics[i].name);
-        if (uwsgi_metric_find_by_name(name)) {
+        int64_t *value = (int64_t *)(void *)((char *)&pool->count + metrics[i].offset);
+        struct uwsgi_metric *metric = uwsgi_metric_find_by_name(name);
+        if (metric && points_into_the_table(metric)) {
+            metric->value = value;
+            continue;
+        }
+        if (metric) {
             uwsgi_log_verbose("[dbpool] warning: pool '%s' has no metrics of its own: %s is taken\n", pool->alias,
                               name);
             return;
         }
         /* Not pushed before it has a value: the metrics thread reads the list while we write it. */
-        struct uwsgi_metric *metric = uwsgi_register_metric_do(name, NULL, metrics[i].type, NULL, NULL, 0, NULL, 1);
-        metric->value = (int64_t *)(void *)((char *)&pool->count + metrics[i].offset);
+        metric = uwsgi_register_metric_do(name, NULL, metrics[i].type, NULL, NULL, 0, NULL, 1);
+        metric->value = value;
         uwsgi_wlock(uwsgi.metrics_lock);
         uwsgi_metric_append(metric);
         uwsgi_rwunlock(uwsgi.metrics_lock);
@@ -198,8 +234,41 @@ static void add_metrics(void *arg, uint32_t index) {
 
 /* ---- starting and stopping ---- */
 
+static bool before_the_fork(void) {
+    return uwsgi.master_process && !host.broker && (!host.made || getpid() == host.master || getpid() == masterpid);
+}
+
+static int announce(const struct dbp_pool_spec *spec) {
+    if (!before_the_fork())
+        return DBP_E_CLOSED;
+    if (!host.announced)
+        host.announced = calloc(DBP_POOLS_MAX, sizeof *host.announced);
+    if (!host.announced)
+        return -ENOMEM;
+    if (host.n_announced == DBP_POOLS_MAX)
+        return DBP_E_FULL;
+    host.announced[host.n_announced++] = *spec;
+    return 0;
+}
+
+static void register_announced(void) {
+    char text[DBP_TEXT_MAX];
+
+    for (uint32_t i = 0; i < host.n_announced; i++)
+        if (dbp_broker_register(host.broker, &host.announced[i], text) != 0)
+            uwsgi_log_verbose("[dbpool] error: pool '%.*s': %s\n", (int)DBP_ALIAS_MAX, host.announced[i].alias, text);
+    if (host.announced)
+        explicit_bzero(host.announced, DBP_POOLS_MAX * sizeof *host.announced);
+    free(host.announced);
+    host.announced = NULL;
+    host.n_announced = 0;
+}
+
 static int start_broker(void) {
-    const struct dbp_broker_ops ops = {.log = dbpool_log, .connector_is = connector_is, .pool_added = add_metrics};
+    const struct dbp_broker_ops ops = {.log = dbpool_log,
+                                       .connector_is = connector_is,
+                                       .pool_current = show_metrics,
+                                       .max_sessions = host.max_sessions};
 
     if (!host.made || host.broker)
         return 0;
@@ -207,6 +276,8 @@ static int start_broker(void) {
     int rc = dbp_broker_start(&host.share, host.broker_control, &ops, &host.broker);
     if (rc != 0)
         uwsgi_log("[dbpool] error: cannot start the broker: %s\n", strerror(-rc));
+    else
+        register_announced();
     return rc != 0;
 }
 
@@ -301,6 +372,7 @@ const struct dbp_api dbpool_api = {
     .version = DBP_VERSION,
     .size = sizeof(struct dbp_api),
     .client = this_process,
+    .announce = announce,
     .client_register = dbp_client_register,
     .acquire_now = dbp_acquire_now,
     .acquire = dbp_acquire,
@@ -328,8 +400,15 @@ const struct dbp_api dbpool_api = {
     .replay_server_stop = dbp_replay_server_stop,
 };
 
+static struct uwsgi_option options[] = {
+    {"dbpool-max-sessions", required_argument, 0, "limit the sessions of all dbpool pools of this instance together",
+     uwsgi_opt_set_str, &host.max_sessions_option, 0},
+    {0},
+};
+
 __attribute__((visibility("default"))) struct uwsgi_plugin dbpool_plugin = {
     .name = "dbpool",
+    .options = options,
     .on_load = dbpool_on_load,
     .init = dbpool_init,
     .post_init = dbpool_post_init,

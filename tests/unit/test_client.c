@@ -60,7 +60,7 @@ static void answer_ask(int channel, const union dbp_wire_any *ask, uint32_t seri
     if (mode == WRONG_TYPE)
         dbp_wire_head_init(&msg.head, DBP_WIRE_ATTACHED, serial);
     if (mode == REFUSE)
-        msg.head.result = fetch ? DBP_E_STALE : DBP_E_CONFLICT;
+        msg.head.result = fetch ? DBP_E_STALE : DBP_E_INVALID;
     if (fetch) {
         msg.session.facts.connection_id = mode == LATE ? 41 : 42;
         msg.session.facts.greeting_len = mode == TOO_LONG_FACTS ? DBP_GREETING_MAX + 1 : 10;
@@ -308,7 +308,7 @@ static void test_registering(void **state) {
 
     (void)state;
     atomic_store(&broker.ask_mode, REFUSE);
-    assert_int_equal(ask_register(in_seconds(WAIT_S), text, &pool), DBP_E_CONFLICT);
+    assert_int_equal(ask_register(in_seconds(WAIT_S), text, &pool), DBP_E_INVALID);
     assert_string_equal(text, "port differs");
     assert_int_equal(pool, 9);
     atomic_store(&broker.ask_mode, TOO_LONG_FACTS); /* here: a pool number out of range */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The registry of pools: the first registration fixes an alias's identity, every field is checked, and the password is
+ * The registry of pools: what makes one, which is its alias's current one, every field is checked, and the password is
  * nowhere but in its own memory (I9).
  */
 #include "registry.h"
@@ -79,36 +79,68 @@ static void test_the_first_fixes_the_rest_find(void **state) {
     assert_null(dbp_registry_spec(registry, UINT32_MAX));
 }
 
-static void test_another_identity_is_a_conflict_that_names_the_field(void **state) {
+static void test_another_identity_is_another_pool_and_supersedes(void **state) {
     const struct dbp_pool_spec spec = test_spec("default", 3, 2);
     struct dbp_pool_spec other;
     uint32_t pool;
+    bool changed;
 
     (void)state;
     assert_int_equal(put(&spec, &pool), 0);
-#define CONFLICT(field, change)                         \
-    do {                                                \
-        other = spec;                                   \
-        change;                                         \
-        assert_refused(&other, DBP_E_CONFLICT, #field); \
+#define ANOTHER(field, change)                                                                 \
+    do {                                                                                       \
+        other = spec;                                                                          \
+        change;                                                                                \
+        changed = false;                                                                       \
+        assert_int_equal(dbp_registry_put(registry, table, &other, text, &pool, &changed), 0); \
+        assert_true(changed);                                                                  \
+        assert_int_equal(pool, 1);                                                             \
+        assert_true(dbp_registry_superseded(registry, 0));                                     \
+        assert_false(dbp_registry_superseded(registry, 1));                                    \
+        if (!strstr(text, #field))                                                             \
+            fail_msg("'%s' does not name " #field, text);                                      \
+        assert_null(strstr(text, "pa55"));                                                     \
+        /* back again, and the other one is gone */                                            \
+        assert_int_equal(dbp_registry_put(registry, table, &spec, text, &pool, &changed), 0);  \
+        assert_true(changed);                                                                  \
+        assert_int_equal(pool, 0);                                                             \
+        assert_true(dbp_registry_superseded(registry, 1));                                     \
+        dbp_registry_drop(registry, table, 1);                                                 \
+        assert_null(dbp_registry_spec(registry, 1));                                           \
+        assert_int_equal(atomic_load(&table->pools[1].live), 0);                               \
+        assert_false(dbp_registry_superseded(registry, 0));                                    \
     } while (0)
-    CONFLICT(host, strcpy(other.host, "127.0.0.2"));
-    CONFLICT(unix_socket, strcpy(other.unix_socket, "/run/s"));
-    CONFLICT(user, strcpy(other.user, "root"));
-    CONFLICT(database, strcpy(other.database, "shop2"));
-    CONFLICT(charset, strcpy(other.charset, "latin1"));
-    CONFLICT(init_sql, strcpy(other.init_sql, "SET sql_mode=''"));
-    CONFLICT(facts_sql, strcpy(other.facts_sql, "SELECT 1"));
-    CONFLICT(port, other.port = 3307);
-    CONFLICT(client_flags, other.client_flags = 2);
-    CONFLICT(autocommit, other.autocommit = 0);
-    /* and a second statement that differs */
-    struct dbp_pool_spec list = test_spec("lists", 1, 0);
-    memcpy(list.init_sql, "SET a=1\0SET b=2\0", 17);
-    assert_int_equal(put(&list, &pool), 0);
-    memcpy(list.init_sql, "SET a=1\0SET b=3\0", 17);
-    assert_refused(&list, DBP_E_CONFLICT, "init_sql");
-    assert_int_equal(dbp_registry_spec(registry, 0)->port, 3306);
+    ANOTHER(host, strcpy(other.host, "127.0.0.2"));
+    ANOTHER(unix_socket, strcpy(other.unix_socket, "/run/s"));
+    ANOTHER(user, strcpy(other.user, "root"));
+    ANOTHER(database, strcpy(other.database, "shop2"));
+    ANOTHER(charset, strcpy(other.charset, "latin1"));
+    ANOTHER(init_sql, strcpy(other.init_sql, "SET sql_mode=''"));
+    ANOTHER(init_sql, memcpy(other.init_sql + strlen(other.init_sql) + 1, "SET b=3", 8)); /* a second statement */
+    ANOTHER(facts_sql, strcpy(other.facts_sql, "SELECT 1"));
+    ANOTHER(port, other.port = 3307);
+    ANOTHER(client_flags, other.client_flags = 2);
+    ANOTHER(autocommit, other.autocommit = 0);
+}
+
+static void test_a_free_place_is_as_new(void **state) {
+    struct dbp_pool_spec spec = test_spec("default", 3, 2), other = test_spec("other", 1, 0);
+    uint32_t pool, ticket;
+
+    (void)state;
+    assert_int_equal(put(&spec, &pool), 0);
+    atomic_store(&table->pools[0].count.opened, 5);
+    atomic_store(&table->pools[0].error_seq, 4);
+    assert_true(dbp_queue_push(&table->pools[0].queue, 0, false, &ticket));
+    dbp_registry_drop(registry, table, 0);
+    assert_int_equal(put(&other, &pool), 0);
+    assert_int_equal(pool, 0);
+    assert_string_equal(table->pools[0].alias, "other");
+    assert_int_equal(atomic_load(&table->pools[0].count.opened), 0);
+    assert_int_equal(atomic_load(&table->pools[0].error_seq), 0);
+    assert_true(dbp_queue_quiet(&table->pools[0].queue));
+    assert_int_equal(atomic_load(&table->pools[0].live), 1);
+    assert_int_equal(atomic_load(&table->n_pools), 1);
 }
 
 static void test_the_newest_policy_and_password_win(void **state) {
@@ -220,9 +252,13 @@ static void test_I9_a_forked_child_has_no_password(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_the_first_fixes_the_rest_find),      TEST(test_another_identity_is_a_conflict_that_names_the_field),
-        TEST(test_the_newest_policy_and_password_win), TEST(test_I10_a_specification_out_of_range_is_refused),
-        TEST(test_there_is_room_for_so_many_pools),    TEST(test_I9_the_password_is_not_in_shared_memory),
+        TEST(test_the_first_fixes_the_rest_find),
+        TEST(test_another_identity_is_another_pool_and_supersedes),
+        TEST(test_a_free_place_is_as_new),
+        TEST(test_the_newest_policy_and_password_win),
+        TEST(test_I10_a_specification_out_of_range_is_refused),
+        TEST(test_there_is_room_for_so_many_pools),
+        TEST(test_I9_the_password_is_not_in_shared_memory),
         TEST(test_I9_a_forked_child_has_no_password),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -86,6 +86,8 @@ class Pool:
         for state in ("opening", "resetting", "closing"):
             if stats[state]:
                 text += ", %d %s" % (stats[state], state)
+        if stats["all_size"] >= stats["all_max"]:
+            text += "; all pools together have %d sessions, which is all they may (dbpool-max-sessions)" % stats["all_max"]
         if holders:
             text += "; held by " + ", ".join("%s (pid %d): %d" % holder for holder in holders)
             if count > len(holders):
@@ -235,7 +237,7 @@ _epoch = _dbpool.epoch()
 def profile(database, alias, policy, params, autocommit, isolation_level, facts_sql, prepare=None):
     """The Profile for these settings; registers the pool when this process meets it first.
 
-    Raises ConfigurationError (also when the alias lives already with another identity)."""
+    Raises ConfigurationError."""
     global _epoch
     if _epoch != _dbpool.epoch():
         # A forked child: what the parent made is the parent's. Its driver objects stay alive unused (native.c, wire.c).
@@ -252,7 +254,7 @@ def profile(database, alias, policy, params, autocommit, isolation_level, facts_
         code, pool_id, text = _dbpool.register(spec, REGISTER_TIMEOUT)
     except ValueError as wrong:
         raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, wrong)) from None
-    if code in (_dbpool.E_CONFLICT, _dbpool.E_INVALID):
+    if code == _dbpool.E_INVALID:
         raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, text))
     if code == _dbpool.E_FULL:
         raise ConfigurationError("dbpool: DATABASES[%r]: this uWSGI instance has too many pools" % alias)
@@ -262,3 +264,16 @@ def profile(database, alias, policy, params, autocommit, isolation_level, facts_
     made = Profile(pool, driver, spec, local, prepare)
     known.append((key, made))
     return made
+
+
+def announce(database, alias, policy, params, autocommit, isolation_level, facts_sql):
+    """In the uWSGI master before its fork: the pool is made when the broker starts, with its floor.
+
+    Raises ConfigurationError; what is found only then is in uWSGI's log."""
+    spec, _ = settings.split(alias, params, policy, drivers.of(database), autocommit, isolation_level, facts_sql)
+    try:
+        code = _dbpool.announce(spec)
+    except ValueError as wrong:
+        raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, wrong)) from None
+    if code == _dbpool.E_FULL:
+        raise ConfigurationError("dbpool: DATABASES[%r]: this uWSGI instance has too many pools" % alias)

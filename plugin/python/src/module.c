@@ -73,7 +73,6 @@ static int add_constants(PyObject *module) {
         {"E_FAILED", DBP_E_FAILED},
         {"E_FULL", DBP_E_FULL},
         {"E_CLOSED", DBP_E_CLOSED},
-        {"E_CONFLICT", DBP_E_CONFLICT},
         {"E_INVALID", DBP_E_INVALID},
         {"E_STALE", DBP_E_STALE},
         {"E_INTERRUPTED", DBP_E_INTERRUPTED},

@@ -365,6 +365,25 @@ static PyObject *pool_register(PyObject *module, PyObject *args) {
     return Py_BuildValue("(iIs)", r, (unsigned)pool, why);
 }
 
+static PyObject *pool_announce(PyObject *module, PyObject *arg) {
+    struct dbp_pool_spec spec = {0};
+    const struct dbp_api *api = dbp_py_api();
+    int r;
+
+    (void)module;
+    if (!api)
+        return NULL;
+    if (!PyDict_Check(arg)) {
+        PyErr_SetString(PyExc_TypeError, "announce: a dict of dbp_pool_spec's fields");
+        return NULL;
+    }
+    r = spec_fill(&spec, arg) < 0 ? -1 : api->announce(&spec);
+    explicit_bzero(&spec, sizeof(spec));
+    if (PyErr_Occurred())
+        return NULL;
+    return r < 0 ? outcome(r) : PyLong_FromLong(r);
+}
+
 /* ---- looking ---- */
 
 static PyObject *pool_stats(PyObject *module, PyObject *arg) {
@@ -376,13 +395,14 @@ static PyObject *pool_stats(PyObject *module, PyObject *arg) {
     if (!client || (pool == (unsigned long)-1 && PyErr_Occurred()))
         return NULL;
     dbp_py_api()->pool_stats(client, (uint32_t)pool, &s);
-    return Py_BuildValue("{sLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsL}", "size", (long long)s.size, "max", (long long)s.max,
+    return Py_BuildValue("{sLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsL}", "size", (long long)s.size, "max", (long long)s.max,
                          "idle", (long long)s.idle, "leased", (long long)s.leased, "opening", (long long)s.opening,
                          "resetting", (long long)s.resetting, "closing", (long long)s.closing, "waiting",
                          (long long)s.waiting, "opened", (long long)s.opened, "closed", (long long)s.closed, "acquires",
                          (long long)s.acquires, "waits", (long long)s.waits, "timeouts", (long long)s.timeouts,
                          "wait_us", (long long)s.wait_us, "failures", (long long)s.failures, "resets",
-                         (long long)s.resets, "kills", (long long)s.kills);
+                         (long long)s.resets, "kills", (long long)s.kills, "all_size", (long long)s.all_size, "all_max",
+                         (long long)s.all_max);
 }
 
 static PyObject *pool_error(PyObject *module, PyObject *arg) {
@@ -429,6 +449,8 @@ static PyObject *pool_holders(PyObject *module, PyObject *arg) {
 PyMethodDef dbp_py_pool_methods[] = {
     {"register", pool_register, METH_VARARGS,
      "register(spec, seconds) -> (0 or E_*, pool, text): spec is a dict of dbp_pool_spec's fields, texts as bytes"},
+    {"announce", pool_announce, METH_O,
+     "announce(spec) -> 0 or E_*: in the master before its fork: the pool is made when the broker starts"},
     {"acquire_now", acquire_now, METH_O, "acquire_now(pool) -> Lease or E_*: never waits"},
     {"acquire", acquire, METH_VARARGS, "acquire(pool, seconds) -> Lease or E_*: blocks the thread, without the GIL"},
     {"wait_begin", wait_begin, METH_O, "wait_begin(pool) -> Wait or E_*: queues for an event loop"},

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import django
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.mysql import base as stock
 from django.utils.asyncio import async_unsafe
@@ -81,6 +82,22 @@ _warned = set()  # aliases that the log was told about CONN_MAX_AGE
 _said = set()  # problems that the log was told
 
 
+_introduced = set()  # aliases whose pool the broker was told of
+
+
+def _introduce(wrapper, settings_dict):
+    """Tells the broker of the pools of all aliases when the first wrapper is made, so that their floors are open before
+    the first request. Django makes it while the application is loaded, when a model asks what the backend can do."""
+    if wrapper.alias in _introduced or connections.databases.get(wrapper.alias) is not settings_dict:
+        return
+    first = not _introduced
+    _introduced.add(wrapper.alias)
+    wrapper.introduce()
+    for alias, other in connections.databases.items() if first else ():
+        if alias != wrapper.alias and other.get("ENGINE") == "dbpool.mysql":
+            connections[alias]  # its constructor comes here
+
+
 _policies = {}  # alias -> (POOL, Policy): Django makes the wrappers of all aliases at every request
 
 
@@ -109,6 +126,10 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         self._pool = None  # the Pool of self.connection; None: it is private
         self._connected_in = None  # epoch (forks above this process) of it
         self._joined = False  # self.connection is one that another wrapper uses (use_threadlocal), and was so far
+        if host.uwsgi() is not None and not problems:
+            _introduce(self, settings_dict)
+        if not _introduced and host.uwsgi() is not None and self.alias in connections:
+            _introduced.add(self.alias)
 
     # ---- connecting ----
 
@@ -116,6 +137,22 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         if self._pool_problems:
             raise ImproperlyConfigured("\n".join(self._pool_problems))
         return super().get_connection_params()
+
+    def _identity(self, conn_params):
+        autocommit = self.settings_dict["AUTOCOMMIT"]
+        return Database, self.alias, self._pool_policy, conn_params, autocommit, self.isolation_level, FACTS_SQL
+
+    def introduce(self):
+        """Makes the pool known to the broker; takes no session. What is wrong is said in the log here, and raised at
+        the first use."""
+        try:
+            where = host.where()
+            if where == host.POOLED:
+                pools.profile(*self._identity(self.get_connection_params()), _prepare)
+            elif where == host.BEFORE_FORK:
+                pools.announce(*self._identity(self.get_connection_params()))
+        except (ImproperlyConfigured, settings.ConfigurationError, host.NotReady, Database.Error) as problem:
+            log.error("%s", problem)
 
     @async_unsafe
     def get_new_connection(self, conn_params):
@@ -128,16 +165,7 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         try:
             if host.where() != host.POOLED:
                 return super().get_new_connection(conn_params)
-            profile = pools.profile(
-                Database,
-                self.alias,
-                self._pool_policy,
-                conn_params,
-                self.settings_dict["AUTOCOMMIT"],
-                self.isolation_level,
-                FACTS_SQL,
-                _prepare,
-            )
+            profile = pools.profile(*self._identity(conn_params), _prepare)
             self._warn_of_kept_leases(profile.pool)
             connection = profile.connect()
         except settings.ConfigurationError as error:
