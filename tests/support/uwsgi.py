@@ -27,7 +27,8 @@ class Uwsgi:
     """with Uwsgi(module='wsgi', pythonpath=[...], mode='gevent') as uwsgi: uwsgi.get('/') ...
 
     options: further ini lines (True, a value, a list of values; None removes one of the defaults).
-    environ: for the instance only; plugin: what to load as ours, None for none.
+    environ: for the instance only; plugin: what to load as ours, None for none; ready: the page that must answer
+    before it counts as started, None where no request may come before the test's.
     """
 
     def __init__(self, module, pythonpath=(), mode='prefork', processes=2, options=None, environ=None,
@@ -114,7 +115,7 @@ class Uwsgi:
         try:
             workers = [w for w in self.stats()['workers'] if w['status'] != 'cheap']
             if workers and all(w['pid'] and w['accepting'] and w['apps'] for w in workers):
-                return self.get(self._ready).status == 200 and 'ready'
+                return (self._ready is None or self.get(self._ready).status == 200) and 'ready'
         except (OSError, ValueError):
             pass
         return None

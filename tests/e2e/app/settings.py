@@ -20,7 +20,7 @@ if GIVEN['driver'] == 'pymysql':
 SECRET_KEY = 'tests'
 ALLOWED_HOSTS = ['*']
 ROOT_URLCONF = 'urls'
-INSTALLED_APPS = []
+INSTALLED_APPS = GIVEN.get('apps', [])
 USE_TZ = True
 DEFAULT_AUTO_FIELD = 'django.db.models.BigAutoField'
 DATABASES = GIVEN['databases']

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+from django.db import models
+
+
+class Book(models.Model):
+    title = models.CharField(max_length=100)
