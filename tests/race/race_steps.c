@@ -225,7 +225,7 @@ static bool arrange(void) {
     pid_t pid = fork_child();
     if (pid == 0)
         act_out(current, &arena, report);
-    stepper = (struct stepper){.pid = pid, .phase = &report->phase, .look = fingerprint, .feed = feed};
+    stepper.pid = pid;
     if (!stepper_take(&stepper, &code)) {
         if (code == 77)
             exit(77);
@@ -412,6 +412,9 @@ int main(void) {
 
     random_state = seed;
     report = shared_memory(sizeof *report);
+    stepper.phase = &report->phase;
+    stepper.look = fingerprint;
+    stepper.feed = feed;
     bool fine = n_acts <= ACTS_MAX && arena_open(&arena, 8, CAP, 0) && all_idle() && all_events();
     fine = fine && (which ? sweep(which) : at_random(in_seconds(seconds)));
     arena_let_broker_go();

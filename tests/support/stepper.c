@@ -45,14 +45,15 @@ bool stepper_take(struct stepper *stepper, int *codep) {
     int status = 0;
 
     memset(stepper->met, 0, sizeof stepper->met);
+    memset(stepper->seen, 0, sizeof stepper->seen);
     stepper->in_call = false;
+    stepper->where = 0;
     if (!next_stop(stepper->pid, &status)) {
         *codep = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
         return false;
     }
     if (ptrace(PTRACE_SETOPTIONS, stepper->pid, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL) != 0)
         return false;
-    stepper->where = pointer_of(stepper->pid);
     return true;
 }
 
@@ -100,6 +101,22 @@ static bool meet(struct stepper *s, enum step_kind kind, bool events, uint32_t n
     for (int i = 0; i < STEP_EVENTS; i++)
         sum += s->met[i];
     return sum == n;
+}
+
+/* The instruction at pointer was done: true if it counts. An iteration of a repeated one (rep stos) never does. */
+static bool is_news(struct stepper *s, uint64_t pointer) {
+    uint32_t at = (uint32_t)(pointer * 0x9e3779b97f4a7c15u >> 40) % STEP_SEEN;
+    bool again = pointer == s->where;
+
+    s->where = pointer;
+    if (again || atomic_load(s->phase) != STEP_INSIDE)
+        return false;
+    for (uint32_t i = 0; i < STEP_SEEN && s->seen[at].pointer != 0 && s->seen[at].pointer != pointer; i++)
+        at = (at + 1) % STEP_SEEN;
+    if (s->seen[at].pointer != pointer && s->seen[at].pointer != 0)
+        return true; /* no room to know better */
+    s->seen[at].pointer = pointer;
+    return s->seen[at].times++ < STEP_TIMES;
 }
 
 /* From the entry of a call to its exit. */
@@ -155,9 +172,7 @@ static enum stepped one_step(struct stepper *s, bool events, uint32_t n) {
         s->in_call = true;
         return meet(s, STEP_ENTRY, events, n) ? STEPPED : STEPPED_ON;
     }
-    bool again = pointer == s->where; /* an iteration of the same */
-    s->where = pointer;
-    bool found = !again && meet(s, STEP_INSTRUCTION, events, n);
+    bool found = is_news(s, pointer) && meet(s, STEP_INSTRUCTION, events, n);
     if (s->look && atomic_load(s->phase) == STEP_INSIDE) {
         uint64_t sum = s->look();
         if (sum != s->sum && meet(s, STEP_STORE, events, n))

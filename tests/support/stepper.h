@@ -19,6 +19,9 @@ enum step_kind {
     STEP_KINDS
 };
 
+#define STEP_TIMES 4u    /* a loop that only reads comes by a thousand times: it is met so often */
+#define STEP_SEEN 8192u /* more instructions than any operation has */
+
 /* In memory that the child shares; the child moves it on around what is watched. */
 enum step_phase { STEP_BEFORE, STEP_INSIDE, STEP_AFTER };
 
@@ -33,6 +36,10 @@ struct stepper {
     /* own */
     bool in_call;
     uint64_t sum, where;
+    struct {
+        uint64_t pointer;
+        uint32_t times;
+    } seen[STEP_SEEN];
 };
 
 enum stepped { STEPPED, STEPPED_THROUGH, STEPPED_WRONG, STEPPED_ON /* not there yet: stepper.c's own */ };
@@ -43,7 +50,7 @@ bool stepper_offer(void);
 bool stepper_take(struct stepper *stepper, int *codep);
 
 /* Goes on to the n-th event (events) or instruction (!events) inside the watched part; THROUGH when that ended before.
- * The iterations of one repeated instruction (rep stos) count as one. */
+ * An instruction counts the first STEP_TIMES times only. */
 enum stepped stepper_go(struct stepper *stepper, bool events, uint32_t n);
 
 /* A child that was left asleep: stops it for good, where it is. */
