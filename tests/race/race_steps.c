@@ -299,8 +299,8 @@ static bool go_on_without(void) {
     if (report->rc != current->result && report->rc != current->late)
         return complain("the operation's result after a stop", report->rc);
     for (uint32_t i = 0; i < n_held; i++)
-        twice += !dbp_lease_valid(arena.client, &held[i]) ||
-                 (report->leased && report->lease.session == held[i].session);
+        twice +=
+            !dbp_lease_valid(arena.client, &held[i]) || (report->leased && report->lease.session == held[i].session);
     return twice ? complain("I1: a continued process has what is ours", (int)twice) : true;
 }
 

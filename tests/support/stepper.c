@@ -46,6 +46,7 @@ bool stepper_take(struct stepper *stepper, int *codep) {
 
     memset(stepper->met, 0, sizeof stepper->met);
     memset(stepper->seen, 0, sizeof stepper->seen);
+    stepper->steps = 0;
     stepper->in_call = false;
     stepper->where = 0;
     if (!next_stop(stepper->pid, &status)) {
@@ -161,6 +162,8 @@ static enum stepped through_call(struct stepper *s, bool events, uint32_t n) {
 static enum stepped one_step(struct stepper *s, bool events, uint32_t n) {
     uint64_t pointer = pointer_of(s->pid);
     int status;
+
+    s->steps += atomic_load(s->phase) == STEP_INSIDE;
 
     if (s->in_call)
         return through_call(s, events, n);

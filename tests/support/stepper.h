@@ -19,7 +19,7 @@ enum step_kind {
     STEP_KINDS
 };
 
-#define STEP_TIMES 4u    /* a loop that only reads comes by a thousand times: it is met so often */
+#define STEP_TIMES 4u   /* a loop that only reads comes by a thousand times: it is met so often */
 #define STEP_SEEN 8192u /* more instructions than any operation has */
 
 /* In memory that the child shares; the child moves it on around what is watched. */
@@ -32,6 +32,7 @@ struct stepper {
     void (*feed)(void);     /* called when the child sleeps and is to go on: makes it wake */
     /* what was met so far */
     uint32_t met[STEP_KINDS];
+    uint64_t steps; /* instructions in all, every time */
     enum step_kind at;
     /* own */
     bool in_call;
