@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define EVENTS_MAX 64
+#define NO_ROOM "the master has as many files open as it may (RLIMIT_NOFILE)"
 #define MESSAGES_MAX 16 /* per channel and turn, so that one that floods does not starve the rest */
 
 /* What an epoll event is about: kind in the top byte, then a serial that a closed and reused index no longer matches.
@@ -43,8 +44,9 @@ struct dbp_broker {
     struct dbp_registry *registry;
     struct dbp_keeper *keeper;
     int control_fd, epoll_fd, stop_fd;
-    int connector;    /* its slot, -1: none */
-    uint32_t refused; /* messages not understood, logged at powers of two */
+    int connector;     /* its slot, -1: none */
+    uint32_t refused;  /* messages not understood, logged at powers of two */
+    uint32_t fds_lost; /* likewise, fds that found no room in this process */
     pthread_t thread;
     pthread_mutex_t lock; /* held while a batch of events is handled: a fork of the master waits for its end, which is
                              near because nothing in a batch blocks, and so never sees an fd that no list names yet */
@@ -296,6 +298,25 @@ static void not_understood(struct dbp_broker *broker, int32_t pid) {
             broker->refused);
 }
 
+/* The sender has closed its copy already: what came with it is gone. Its sender learns it from the end of file. */
+static void fd_lost(struct dbp_broker *broker, int32_t pid) {
+    broker->fds_lost++;
+    if ((broker->fds_lost & (broker->fds_lost - 1)) == 0)
+        say(broker, DBP_LOG_ERROR, "a file descriptor of process %d is lost: " NO_ROOM " (%u so far)", pid,
+            broker->fds_lost);
+}
+
+/* A session that was logged in is gone again: its place must not wait for the answer that was this one. */
+static void session_lost(struct dbp_broker *broker, const struct dbp_wire_opened *msg) {
+    struct dbp_wire_failed failed = {
+        .session = msg->session,
+        .incarnation = msg->incarnation,
+        .error = {.code = 2004, .sqlstate = "HY000", .text = "dbpool: " NO_ROOM}, /* CR_IPSOCK_ERROR, as a driver */
+    };
+
+    dbp_opening_failed(broker->keeper, &failed);
+}
+
 static void read_channel(struct dbp_broker *broker, uint32_t slot) {
     union dbp_wire_any msg;
     struct proc *proc = &broker->procs[slot];
@@ -308,6 +329,12 @@ static void read_channel(struct dbp_broker *broker, uint32_t slot) {
             break;
         if (rc == DBP_E_INVALID) {
             not_understood(broker, proc->pid);
+            continue;
+        }
+        if (rc == -EMFILE) {
+            fd_lost(broker, proc->pid);
+            if (msg.head.type == DBP_WIRE_OPENED && proc->role == DBP_ROLE_CONNECTOR)
+                session_lost(broker, &msg.opened);
             continue;
         }
         if (rc != 0) {
@@ -334,6 +361,10 @@ static void read_control(struct dbp_broker *broker) {
         int rc = dbp_wire_recv(broker->control_fd, &msg, &fd, &pid);
         if (rc == DBP_E_INVALID) {
             not_understood(broker, pid);
+            continue;
+        }
+        if (rc == -EMFILE) {
+            fd_lost(broker, pid);
             continue;
         }
         if (rc != 0)

@@ -175,7 +175,7 @@ static int ask(struct dbp_client *client, union dbp_wire_any *msg, enum dbp_wire
         rc = dbp_wait_readable(client->channel, deadline_us);
         if (rc == 0)
             rc = dbp_wire_recv(client->channel, msg, &fd, NULL);
-        if (rc == -EAGAIN)
+        if (rc == -EAGAIN || (rc == -EMFILE && msg->head.serial != serial))
             rc = 0;
         else if (rc == 0 && msg->head.serial == serial && msg->head.type == answer) {
             *fdp = fd;

@@ -22,6 +22,8 @@
 #define REPLACE_EARLY_US 5000000u /* before the end of a lifetime: more than a login takes */
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
+    /* Whoever sets the flag rings; who finds it set does not. A process killed in between must not silence the rest. */
+    atomic_store(&keeper->table->pools[pool].attention, 0);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct kept *kept = &keeper->sessions[i];
         enum dbp_state state = dbp_word_state(word_of(keeper, i));

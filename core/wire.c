@@ -116,9 +116,11 @@ int dbp_wire_recv(int sock, union dbp_wire_any *msg, int *fdp, int32_t *pidp) {
     int rc = 0;
     if (n == 0 && n_fds == 0)
         rc = -EPIPE;
+    else if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == MSG_CTRUNC && n_fds == 0 && understood(msg, (size_t)n, 1))
+        rc = -EMFILE; /* our buffer has room for all: the kernel found none in our table of files */
     else if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || !understood(msg, (size_t)n, n_fds))
         rc = DBP_E_INVALID;
-    if (rc != 0) {
+    if (rc != 0 && rc != -EMFILE) {
         for (int i = 0; i < n_fds; i++)
             close(fds[i]);
         return rc;
@@ -126,5 +128,5 @@ int dbp_wire_recv(int sock, union dbp_wire_any *msg, int *fdp, int32_t *pidp) {
     *fdp = n_fds ? fds[0] : -1;
     if (pidp)
         *pidp = pid;
-    return 0;
+    return rc;
 }

@@ -134,7 +134,8 @@ int dbp_wire_send(int sock, const union dbp_wire_any *msg, int fd) DBP_MUST_USE;
 
 /* Receives one message, never blocks. *fdp gets the fd that came with it (CLOEXEC, owned by the caller) or -1; *pidp
  * (may be NULL) the sender's pid if the socket has SO_PASSCRED, else 0. 0, -EAGAIN, -EPIPE (end of stream),
- * DBP_E_INVALID (refused: was dropped, its fds closed), -errno. */
+ * DBP_E_INVALID (refused: was dropped, its fds closed), -EMFILE (as 0, but this process has as many files open as it
+ * may, and the fd is lost), -errno. */
 int dbp_wire_recv(int sock, union dbp_wire_any *msg, int *fdp, int32_t *pidp) DBP_MUST_USE;
 
 #endif

@@ -199,7 +199,7 @@ int main(void) {
         }
     }
     print_counts(deaths, stops);
-    wrong += race_report(race);
+    uint32_t seen = race_report(race);
     if (!all_met()) {
         fprintf(stderr, "some state was never met at a death\n");
         wrong++;
@@ -211,6 +211,8 @@ int main(void) {
         wrong++;
     }
     wrong += !arena_close(&arena);
+    race_sum(race, "procs", deaths, wrong);
+    wrong += seen;
     printf("%s\n", wrong ? "FAILED" : "PASSED");
     return wrong ? 1 : 0;
 }

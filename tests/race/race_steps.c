@@ -1,140 +1,115 @@
 /* SPDX-License-Identifier: MIT
- * A death, and a stop, after every single store that a client makes to shared memory. A child runs one operation under
- * ptrace, instruction by instruction, while this process watches the table; after the n-th change of the table the
- * child is killed, or held while the others must go on. n = 0, 1, 2, ... until the operation is through: so each step
- * of acquire, release, hand-off, claim and cancel is met (DESIGN.md's crash matrix), whatever a signal's chances are.
- * Then at random, a few instructions further, until the time is over. I1, I2 and I4.
- * DBPOOL_SEED and DBPOOL_RACE_SECONDS steer it. Exit code 77 where ptrace is not allowed.
+ * A death, and a stop, at every step of every operation. A child runs one operation under ptrace, instruction by
+ * instruction, while this process watches the table. It is killed, or held while the others must go on and then
+ * continued: after each change of the table, at the entry and exit of each system call, and asleep inside it; then at
+ * random instructions until the time is over. Each time all sessions must be had again, none twice (I1, I2, I4;
+ * DESIGN.md's crash matrix).
+ * DBPOOL_SEED and DBPOOL_RACE_SECONDS steer it. DBPOOL_SWEEP=full tries every single instruction, K/N every N-th from
+ * the K-th on. Exit code 77 where ptrace is not allowed.
  */
-#include "../support/arena.h"
+#include "../support/acts.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define CAP 2
-#define STORES_MAX 64
+#define ACTS_MAX 24
+#define HASTE 8u /* one stop in so many is not hurried, see hurry() */
 
 static struct arena arena;
+static struct act_report *report;
 static uint64_t random_state;
+static uint32_t lost, twice;
 
-/* ---- the operations: what the child does before, what this process arranges, what the child is watched doing ---- */
-
-enum arrangement {
-    ALL_IDLE,
-    HOLD_ONE_AND_WAIT, /* the child has one, we have the other and wait */
-    HOLD_ALL,          /* before the child begins */
-    HOLD_ALL_GRANT,    /* the child waits; then we return one, which is granted to it */
-    HOLD_ALL_WAIT      /* the child waits, we wait behind it */
-};
-
-struct child {
-    struct dbp_client *client;
-    struct dbp_lease lease;
-    struct dbp_wait wait;
-};
-
-static void before_lease(struct child *c) {
-    if (dbp_acquire(c->client, arena.pool, in_seconds(WAIT_S), NULL, NULL, &c->lease) != 0)
-        _exit(11);
-}
-
-static void before_wait(struct child *c) {
-    if (dbp_wait_begin(c->client, arena.pool, DBP_WAIT_EVENT, &c->wait) != 0)
-        _exit(12);
-}
-
-static int act_take(struct child *c) {
-    return dbp_acquire_now(c->client, arena.pool, &c->lease);
-}
-
-static int act_return(struct child *c) {
-    return dbp_release(c->client, &c->lease, 2, DBP_RETURN_CLEAN);
-}
-
-static int act_reset(struct child *c) {
-    return dbp_release(c->client, &c->lease, 3, DBP_RETURN_RESET);
-}
-
-static int act_doom(struct child *c) {
-    return dbp_release(c->client, &c->lease, 2, DBP_RETURN_DOOM);
-}
-
-static int act_begin(struct child *c) {
-    return dbp_wait_begin(c->client, arena.pool, DBP_WAIT_EVENT, &c->wait);
-}
-
-static int act_poll(struct child *c) {
-    return dbp_wait_poll(c->client, &c->wait, &c->lease);
-}
-
-static int act_cancel(struct child *c) {
-    return dbp_wait_cancel(c->client, &c->wait, &c->lease);
-}
-
-static const struct operation {
-    const char *name;
-    enum arrangement arrangement;
-    void (*before)(struct child *c);
-    int (*act)(struct child *c);
-    int result;
-} operations[] = {
-    {"acquire_now", ALL_IDLE, NULL, act_take, 0},
-    {"release", ALL_IDLE, before_lease, act_return, 0},
-    {"release to a waiter", HOLD_ONE_AND_WAIT, before_lease, act_return, 0},
-    {"release for reset", HOLD_ONE_AND_WAIT, before_lease, act_reset, 0},
-    {"release doomed", HOLD_ONE_AND_WAIT, before_lease, act_doom, 0},
-    {"wait_begin, one is idle", ALL_IDLE, NULL, act_begin, 0},
-    {"wait_begin at the cap", HOLD_ALL, NULL, act_begin, 0},
-    {"wait_poll of a grant", HOLD_ALL_GRANT, before_wait, act_poll, 0},
-    {"wait_cancel of a grant", HOLD_ALL_GRANT, before_wait, act_cancel, 0},
-    {"wait_cancel before another", HOLD_ALL_WAIT, before_wait, act_cancel, DBP_E_TIMEOUT},
-};
-#define OPERATIONS (sizeof operations / sizeof *operations)
-
-static uint32_t deaths[OPERATIONS][STORES_MAX], stops[OPERATIONS][STORES_MAX];
+static struct {
+    uint32_t met[STEP_KINDS]; /* points of each kind, in one run through */
+    uint32_t kills, stops;
+} tried[ACTS_MAX];
 
 /* ---- this process's part ---- */
 
 static struct dbp_lease held[CAP];
 static uint32_t n_held;
 static struct dbp_wait my_wait;
-static bool waiting;
+static struct dbp_lease slept_for;
+static pthread_t sleeper;
+static enum { NOT_WAITING, WAITING, SLEEPING } waiting;
 
 static bool complain(const char *what, int got) {
     fprintf(stderr, "%s: %d\n", what, got);
     return false;
 }
 
-static bool hold(uint32_t n) {
-    while (n_held < n) {
-        int rc = dbp_acquire(arena.client, arena.pool, in_seconds(WAIT_S), NULL, NULL, &held[n_held]);
-        if (rc != 0)
-            return complain("I2: a session cannot be had", rc);
-        n_held++;
+static bool is_lost(const char *what, int got) {
+    lost++;
+    return complain(what, got);
+}
+
+/* What a stopped process hides comes back with the broker's next sweep, at most a second later. A death makes it sweep
+ * at once; that is for the speed of the many. */
+static void hurry(void) {
+    pid_t pid = fork_child();
+
+    if (pid == 0) {
+        struct dbp_client *client;
+        _exit(dbp_client_attach(&arena.share, "bystander", in_seconds(WAIT_S), &client) != 0);
     }
-    return true;
+    wait_child(pid);
 }
 
-static bool give_back(uint32_t n) {
+static bool hold(uint32_t n, bool in_haste) {
+    for (; n_held < n; n_held++) {
+        int rc = dbp_acquire_now(arena.client, arena.pool, &held[n_held]);
+        if (rc == 0)
+            continue;
+        if (in_haste)
+            hurry();
+        in_haste = false;
+        rc = dbp_acquire(arena.client, arena.pool, in_seconds(WAIT_S), NULL, NULL, &held[n_held]);
+        if (rc != 0)
+            return is_lost("I2: a session cannot be had", rc);
+    }
+    for (uint32_t i = 0; i < n_held; i++) {
+        twice += !dbp_lease_valid(arena.client, &held[i]);
+        for (uint32_t j = 0; j < i; j++)
+            twice += held[i].session == held[j].session;
+    }
+    return twice ? complain("I1: a session is lent twice", (int)twice) : true;
+}
+
+static bool give_back(uint32_t n, enum dbp_return how) {
     for (; n > 0 && n_held > 0; n--)
-        if (dbp_release(arena.client, &held[--n_held], 2, DBP_RETURN_CLEAN) != 0)
-            return complain("release", -1);
+        if (dbp_release(arena.client, &held[--n_held], 2, how) != 0) {
+            twice++;
+            return complain("I1: a lease of ours is not ours", -1);
+        }
     return true;
 }
 
-static bool wait_behind(void) {
-    waiting = dbp_wait_begin(arena.client, arena.pool, DBP_WAIT_EVENT, &my_wait) == 0;
-    return waiting ? true : complain("wait_begin", -1);
+static void *sleep_for_one(void *arg) {
+    int rc = dbp_acquire(arena.client, arena.pool, in_seconds(WAIT_S), NULL, NULL, &slept_for);
+
+    (void)arg;
+    return rc == 0 ? &slept_for : NULL;
 }
 
-static bool granted(void *arg) {
+static bool wait_behind(bool asleep) {
+    int64_t before = atomic_load(&arena.count->waiting);
+
+    waiting = asleep ? SLEEPING : WAITING;
+    if (asleep)
+        return pthread_create(&sleeper, NULL, sleep_for_one, NULL) == 0 &&
+               eventually_equal(&arena.count->waiting, before + 1);
+    return dbp_wait_begin(arena.client, arena.pool, DBP_WAIT_EVENT, &my_wait) == 0;
+}
+
+static bool is_granted(void *arg) {
     int *rc = arg;
 
     return (*rc = dbp_wait_poll(arena.client, &my_wait, &held[n_held])) != DBP_E_BUSY;
@@ -142,57 +117,68 @@ static bool granted(void *arg) {
 
 /* Our own wait must be served, by what the child returned or, if that cannot be, by what we return. */
 static bool be_served(void) {
-    int rc = DBP_E_BUSY;
+    int rc = 0;
+    void *got = NULL;
 
-    if (!waiting)
-        return true;
-    waiting = false;
-    if (!eventually(granted, &rc) || rc != 0)
-        return complain("I2: a waiter is not served", rc);
-    n_held++;
-    return true;
+    if (waiting == SLEEPING) {
+        pthread_join(sleeper, &got);
+        held[n_held] = slept_for;
+        rc = got ? 0 : DBP_E_TIMEOUT;
+    } else if (waiting == WAITING && !eventually(is_granted, &rc)) {
+        rc = DBP_E_BUSY;
+    }
+    n_held += waiting != NOT_WAITING && rc == 0;
+    waiting = NOT_WAITING;
+    return rc == 0 ? true : is_lost("I2: a waiter is not served", rc);
 }
 
-static bool is_idle(void *arg) {
+/* Nothing is under way; *idlep are idle. */
+static bool is_settled(void *arg) {
+    const struct dbp_pool_counters *count = arena.count;
+    int64_t idle = atomic_load(&count->state[DBP_IDLE]);
+
+    *(int64_t *)arg = idle;
+    return atomic_load(&count->size) == idle && atomic_load(&count->waiting) == 0 &&
+           atomic_load(&count->state[DBP_GRANTED]) == 0 && atomic_load(&count->state[DBP_LEASED]) == 0;
+}
+
+static bool is_quiet(void *arg) {
     (void)arg;
-    return atomic_load(&arena.count->state[DBP_IDLE]) == CAP && atomic_load(&arena.count->waiting) == 0 &&
-           dbp_idle_any(arena.share.table, arena.pool);
+    return atomic_load(&arena.share.table->pools[arena.pool].attention) == 0;
 }
 
 static bool all_idle(void) {
-    return hold(CAP) && give_back(CAP) && eventually(is_idle, NULL) ? true
-                                                                    : complain("I2: not all come back to idle", 0);
+    int64_t idle = 0;
+
+    /* Again, where one had died in our hands unnoticed: then it goes when we return it. */
+    for (int tries = 0; tries < 3 && idle != CAP; tries++)
+        if (!hold(CAP, true) || !give_back(CAP, DBP_RETURN_CLEAN) || !eventually(is_settled, &idle))
+            return is_lost("I2: not all come back to idle, but", (int)idle);
+    if (idle != CAP || !dbp_idle_any(arena.share.table, arena.pool))
+        return is_lost("I2: so many are left", (int)idle);
+    if (!eventually(is_quiet, NULL))
+        return is_lost("I2: the doorbell's flag stays, nobody rings again", 0);
+    return eventually(arena_only_ours_are_attached, &arena) ? true : is_lost("I2: a dead process's slot", 0);
 }
 
-/* ---- the child ---- */
+/* ---- around an operation ---- */
 
-static bool next_stop(pid_t pid, int *statusp) {
-    while (waitpid(pid, statusp, WUNTRACED) < 0)
-        if (errno != EINTR)
-            return false;
-    return WIFSTOPPED(*statusp);
+static const struct act *current;
+static struct stepper stepper;
+
+static bool all_ended(void) {
+    int64_t idle = -1;
+
+    if (!hold(CAP, true) || !give_back(CAP, DBP_RETURN_DOOM) || !eventually(is_settled, &idle) || idle != 0)
+        return complain("ending all sessions", (int)idle);
+    return true;
 }
 
-static pid_t start(const struct operation *op) {
-    pid_t pid = fork_child();
-
-    if (pid == 0) {
-        struct child c;
-        memset(&c, 0, sizeof c);
-        if (!arena_client(&arena, "stepped", &c.client))
-            _exit(10);
-        if (op->before)
-            op->before(&c);
-        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
-            _exit(77);
-        raise(SIGSTOP);
-        int rc = op->act(&c);
-        if (rc != op->result && rc != 0) /* stopped before a cancel, it may be granted one meanwhile */
-            _exit(13);
-        raise(SIGSTOP);
-        _exit(0);
-    }
-    return pid;
+/* The child sleeps: what it waits for happens. */
+static void feed(void) {
+    arena_let_broker_go();
+    if (current->arrangement == HOLD_ALL && n_held == CAP && !give_back(1, DBP_RETURN_CLEAN))
+        complain("feeding", 0);
 }
 
 /* All of the table that an operation on this pool may write; the broker is quiet meanwhile, or nearly. */
@@ -219,33 +205,46 @@ static uint64_t fingerprint(void) {
     MIX(atomic_load(&pool->count.waits));
     MIX(atomic_load(&pool->count.acquires));
     MIX(atomic_load(&pool->count.timeouts));
+    MIX(atomic_load(&pool->count.wait_us));
 #undef MIX
     return sum;
 }
 
-enum stepped { STEPPED, STEPPED_THROUGH, STEPPED_WRONG };
+/* A child that is ready to act, and what has to be around it. */
+static bool arrange(void) {
+    enum arrangement how = current->arrangement;
+    int code = 0;
 
-/* Lets the child make `stores` changes of the table, and `further` instructions. */
-static enum stepped step(pid_t pid, uint32_t stores, uint32_t further) {
-    uint64_t before = fingerprint();
-    uint32_t n = 0;
-    int status;
-
-    while (n < stores || further > 0) {
-        if (n == stores)
-            further--;
-        if (ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) != 0 || !next_stop(pid, &status))
-            return STEPPED_WRONG;
-        if (WSTOPSIG(status) == SIGSTOP)
-            return STEPPED_THROUGH;
-        if (WSTOPSIG(status) != SIGTRAP)
-            return STEPPED_WRONG;
-        uint64_t now = fingerprint();
-        if (n < stores && now != before)
-            n++;
-        before = now;
+    if ((how == HOLD_ALL || how == HOLD_ALL_GRANT || how == HOLD_ALL_WAIT) && !hold(CAP, true))
+        return false;
+    if ((how == NONE_OPEN || how == CONNECT) && !all_ended())
+        return false;
+    if (how == CONNECT && !arena_connector_away(&arena))
+        return complain("the connector does not go away", 0);
+    memset(report, 0, sizeof *report);
+    pid_t pid = fork_child();
+    if (pid == 0)
+        act_out(current, &arena, report);
+    stepper.pid = pid;
+    if (!stepper_take(&stepper, &code)) {
+        if (code == 77)
+            exit(77);
+        return complain("the child could not prepare", code);
     }
-    return STEPPED;
+    switch (how) {
+    case HOLD_ONE_AND_WAIT:
+    case HOLD_ONE_AND_SLEEP:
+        return hold(1, true) && wait_behind(how == HOLD_ONE_AND_SLEEP);
+    case HOLD_ALL_GRANT:
+        return give_back(1, DBP_RETURN_CLEAN);
+    case HOLD_ALL_WAIT:
+    case CONNECT:
+        return wait_behind(false);
+    case HOLD_BROKER:
+        return arena_hold_broker(&arena) ? true : complain("the broker cannot be held", 0);
+    default:
+        return true;
+    }
 }
 
 /* How many sessions the stopped child has, or may be granted while it is stopped. */
@@ -272,104 +271,156 @@ static uint32_t out_of_reach(pid_t pid) {
     return n;
 }
 
-static bool arrange(const struct operation *op, pid_t *pidp) {
-    int status;
+/* ---- the end of a trial ---- */
 
-    if ((op->arrangement == HOLD_ALL || op->arrangement == HOLD_ALL_GRANT || op->arrangement == HOLD_ALL_WAIT) &&
-        !hold(CAP))
-        return false;
-    *pidp = start(op);
-    if (!next_stop(*pidp, &status))
-        return WIFEXITED(status) && WEXITSTATUS(status) == 77 ? (exit(77), false) : complain("the child", status);
-    switch (op->arrangement) {
-    case HOLD_ONE_AND_WAIT:
-        return hold(1) && wait_behind();
-    case HOLD_ALL_GRANT:
-        return give_back(1);
-    case HOLD_ALL_WAIT:
-        return wait_behind();
-    default:
+static bool is_over(void *arg) {
+    (void)arg;
+    if (atomic_load(&report->phase) == STEP_AFTER)
         return true;
-    }
+    if (n_held == CAP && stepper_asleep(stepper.pid) && !give_back(1, DBP_RETURN_CLEAN))
+        return true; /* it waits for one of ours */
+    return false;
 }
 
-/* One child, stopped after `stores` stores; *throughp: its operation was over before. */
-static bool play(size_t number, uint32_t stores, uint32_t further, bool stop, bool *throughp) {
-    const struct operation *op = &operations[number];
-    int status;
-    pid_t pid;
-
-    if (!arrange(op, &pid))
+/* It is stopped; nobody else is held up by that. Then it goes on, and takes nothing that is ours. */
+static bool go_on_without(void) {
+    arena_let_broker_go();
+    if (!give_back(CAP, DBP_RETURN_CLEAN))
         return false;
-    enum stepped result = step(pid, stores, further);
+    if (out_of_reach(stepper.pid) < CAP && !be_served())
+        return false;
+    uint32_t out = out_of_reach(stepper.pid);
+    if (out < CAP && !hold(CAP - out, test_random(&random_state) % HASTE != 0))
+        return complain("held up by a stopped process, of so many out of reach", (int)out);
+    if (!stepper_let_go(&stepper))
+        return complain("detach", errno);
+    if (!eventually(is_over, NULL) || atomic_load(&report->phase) != STEP_AFTER)
+        return is_lost("I2: a continued process does not come to its end", 0);
+    if (report->rc != current->result && report->rc != current->late)
+        return complain("the operation's result after a stop", report->rc);
+    for (uint32_t i = 0; i < n_held; i++)
+        twice +=
+            !dbp_lease_valid(arena.client, &held[i]) || (report->leased && report->lease.session == held[i].session);
+    return twice ? complain("I1: a continued process has what is ours", (int)twice) : true;
+}
+
+static bool clean_up(void) {
+    kill_child(stepper.pid);
+    arena_let_broker_go();
+    if (current->arrangement == CONNECT && !arena_connector_back(&arena))
+        return is_lost("the connector is not taken back", 0);
+    if (current->arrangement == HOLD_ALL_WAIT && waiting && !give_back(1, DBP_RETURN_CLEAN))
+        return false;
+    return be_served() && give_back(CAP, DBP_RETURN_CLEAN) && all_idle();
+}
+
+/* One child, to its n-th event or instruction; *throughp: its operation was over before. */
+static bool play(size_t number, bool events, uint32_t n, bool stop, bool *throughp) {
+    current = &acts[number];
+    if (!arrange())
+        return false;
+    enum stepped result = stepper_go(&stepper, events, n);
     *throughp = result == STEPPED_THROUGH;
-    if (result == STEPPED_WRONG)
-        return complain("stepping failed", (int)stores);
-    (stop ? stops : deaths)[number][stores < STORES_MAX ? stores : STORES_MAX - 1]++;
+    bool fine = result != STEPPED_WRONG || complain("stepping failed", (int)stepper.at);
+    if (fine && result == STEPPED && n > 0 && stepper.at == STEP_ASLEEP && stop)
+        fine = stepper_hold(&stepper);
+    if (fine && result == STEPPED_THROUGH && report->rc != current->result)
+        fine = complain("the operation's result", report->rc);
+    (*(stop ? &tried[number].stops : &tried[number].kills))++;
+    if (result == STEPPED_THROUGH)
+        for (int kind = 0; kind < STEP_KINDS; kind++)
+            if (stepper.met[kind] > tried[number].met[kind])
+                tried[number].met[kind] = stepper.met[kind];
+    if (fine && stop)
+        fine = go_on_without();
+    fine = fine && clean_up();
+    if (!fine)
+        fprintf(stderr, "in %s, %s at %s %u\n", current->name, stop ? "stopped" : "killed",
+                events ? "event" : "instruction", n);
+    return fine;
+}
 
-    if (stop) {
-        /* Nobody else is held up: we have all that the child does not. */
-        if (op->arrangement == HOLD_ONE_AND_WAIT && out_of_reach(pid) > 0 && !give_back(1))
+/* A stopped connector is waited for like a slow server; a minute is too long here. */
+static bool may_stop(size_t number) {
+    return acts[number].arrangement != CONNECT;
+}
+
+/* ---- which points ---- */
+
+static bool all_events(void) {
+    for (int stop = 0; stop < 2; stop++)
+        for (size_t number = 0; number < n_acts; number++) {
+            bool through = false;
+            for (uint32_t n = 0; !through && (!stop || may_stop(number)); n++)
+                if (!play(number, true, n, stop, &through))
+                    return false;
+        }
+    return true;
+}
+
+static bool sweep(const char *which) {
+    unsigned first = 0, each = 1;
+
+    if (strcmp(which, "full") != 0 && (sscanf(which, "%u/%u", &first, &each) != 2 || each == 0))
+        return complain("DBPOOL_SWEEP is neither full nor K/N", 0);
+    for (size_t number = 0; number < n_acts; number++)
+        for (int stop = 0; stop < 2; stop++) {
+            bool through = false;
+            for (uint32_t n = first % each; !through && (!stop || may_stop(number)); n += each)
+                if (!play(number, false, n, stop, &through))
+                    return false;
+        }
+    return true;
+}
+
+static bool at_random(uint64_t end) {
+    while (dbp_now_us() < end) {
+        size_t number = test_random(&random_state) % n_acts;
+        uint32_t n = (uint32_t)test_random(&random_state) % (tried[number].met[STEP_INSTRUCTION] + 1);
+        bool through, stop = may_stop(number) && test_random(&random_state) % 4 == 0;
+        if (!play(number, false, n, stop, &through))
             return false;
-        if (op->arrangement == HOLD_ALL_WAIT && !give_back(CAP))
-            return false;
-        uint32_t out = out_of_reach(pid);
-        if (out < CAP && !be_served())
-            return false;
-        if (out < CAP && !hold(CAP - out))
-            return complain("held up by a stopped process, of so many out of reach", (int)out);
-        if (!give_back(CAP) || ptrace(PTRACE_DETACH, pid, NULL, NULL) != 0)
-            return complain("detach", errno);
-        if (result != STEPPED_THROUGH && !next_stop(pid, &status))
-            return complain("the operation's result after a stop", status);
     }
-    kill_child(pid);
-    if (op->arrangement == HOLD_ALL_WAIT && waiting && !give_back(1))
-        return false;
-    return be_served() && give_back(CAP) && all_idle();
+    return true;
+}
+
+static void print_table(void) {
+    uint32_t points = 0, kills = 0, stops = 0, instructions = 0;
+
+    printf("%-28s %6s %6s %6s %6s %6s | %6s %6s\n", "operation: points of a run", "stores", "entry", "exit", "asleep",
+           "instr.", "killed", "stopped");
+    for (size_t i = 0; i < n_acts; i++) {
+        printf("%-28s", acts[i].name);
+        for (int kind = 0; kind < STEP_KINDS; kind++)
+            printf(" %6u", tried[i].met[kind]);
+        printf(" | %6u %6u\n", tried[i].kills, tried[i].stops);
+        for (int kind = 0; kind < STEP_EVENTS; kind++)
+            points += tried[i].met[kind];
+        instructions += tried[i].met[STEP_INSTRUCTION];
+        kills += tried[i].kills;
+        stops += tried[i].stops;
+    }
+    printf("%u events and %u instructions in %zu operations\n", points, instructions, n_acts);
+    printf("steps: points=%u kills=%u stops=%u lost=%u double=%u\n", kills + stops, kills, stops, lost, twice);
+    fflush(stdout);
 }
 
 int main(void) {
-    uint64_t end = in_seconds(test_seconds()), seed = test_seed();
-    uint32_t plays = 0;
-    bool fine;
+    uint64_t seed = test_seed();
+    uint32_t seconds = test_seconds();
+    const char *which = getenv("DBPOOL_SWEEP");
 
     random_state = seed;
-    fine = arena_open(&arena, 8, CAP, 0) && all_idle();
-    for (int stop = 0; stop < 2 && fine; stop++)
-        for (size_t number = 0; number < OPERATIONS && fine; number++) {
-            bool through = false;
-            for (uint32_t stores = 0; fine && !through && stores < STORES_MAX; stores++) {
-                /* What a stop hides comes back with the broker's sweep, a second later: a third of them in each run. */
-                if (stop && (stores + number + seed) % 3 != 0)
-                    continue;
-                plays++;
-                fine = play(number, stores, 0, stop, &through);
-                if (!fine)
-                    fprintf(stderr, "in %s, %s after store %u\n", operations[number].name, stop ? "stopped" : "killed",
-                            stores);
-            }
-        }
-    for (; fine && dbp_now_us() < end; plays++) {
-        size_t number = test_random(&random_state) % OPERATIONS;
-        uint32_t stores = (uint32_t)test_random(&random_state) % 12,
-                 further = (uint32_t)test_random(&random_state) % 60;
-        bool through, stop = test_random(&random_state) % 16 == 0;
-        fine = play(number, stores, further, stop, &through);
-        if (!fine)
-            fprintf(stderr, "in %s, %s after store %u and %u instructions\n", operations[number].name,
-                    stop ? "stopped" : "killed", stores, further);
-    }
-    printf("%u children; deaths/stops after store 0, 1, 2 ...\n", plays);
-    for (size_t number = 0; number < OPERATIONS; number++) {
-        printf("  %-28s", operations[number].name);
-        for (int i = 0; i < STORES_MAX; i++)
-            if (deaths[number][i] || stops[number][i])
-                printf(" %u/%u", deaths[number][i], stops[number][i]);
-        printf("\n");
-    }
-    fflush(stdout);
-    fine = fine && arena_is_whole(&arena);
+    report = shared_memory(sizeof *report);
+    stepper.phase = &report->phase;
+    stepper.look = fingerprint;
+    stepper.feed = feed;
+    bool fine = n_acts <= ACTS_MAX && arena_open(&arena, 8, CAP, 0) && all_idle() && all_events();
+    fine = fine && (which ? sweep(which) : at_random(in_seconds(seconds)));
+    arena_let_broker_go();
+    if (fine && !arena_is_whole(&arena))
+        fine = is_lost("at the end", 0);
+    print_table();
     fine = arena_close(&arena) && fine;
     printf("%s\n", fine ? "PASSED" : "FAILED");
     return fine ? 0 : 1;

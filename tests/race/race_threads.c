@@ -65,7 +65,7 @@ int main(void) {
     for (uint32_t i = 0; i < n; i++)
         pthread_join(threads[i].thread, NULL);
 
-    uint32_t wrong = race_report(&race);
+    uint32_t seen = race_report(&race), wrong = 0;
     for (uint32_t i = 0; i < n; i++)
         if (atomic_load(&race.rounds[i]) < 10) {
             fprintf(stderr, "thread %u got nowhere: %llu rounds\n", i, (unsigned long long)race.rounds[i]);
@@ -73,6 +73,8 @@ int main(void) {
         }
     wrong += !arena_is_whole(&arena);
     wrong += !arena_close(&arena);
+    race_sum(&race, "threads", 0, wrong);
+    wrong += seen;
     printf("%s\n", wrong ? "FAILED" : "PASSED");
     return wrong ? 1 : 0;
 }

@@ -3,19 +3,81 @@
  */
 #include "arena.h"
 
+#include "wire.h"
+
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 static _Atomic int32_t connector_pid;
 
+/* ---- holding the broker: it asks us whether we are the connector, and we think about it ---- */
+
+enum holding { NOT_HELD, TO_BE_HELD, HELD };
+static _Atomic uint32_t holding;
+
 static bool connector_is(void *arg, int32_t pid) {
+    struct arena *arena = arg;
+    uint32_t asked = TO_BE_HELD;
+
+    if (pid == getpid() && atomic_compare_exchange_strong(&holding, &asked, HELD))
+        for (uint64_t deadline = in_seconds(WAIT_S); atomic_load(&holding) == HELD && dbp_now_us() < deadline;)
+            poll(NULL, 0, 1);
+    return pid == atomic_load(&connector_pid) || pid == atomic_load(&arena->fake->stand_in);
+}
+
+static bool is_held(void *arg) {
     (void)arg;
-    return pid == atomic_load(&connector_pid);
+    return atomic_load(&holding) == HELD;
+}
+
+bool arena_hold_broker(struct arena *arena) {
+    union dbp_wire_any msg;
+    int pair[2];
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
+        return false;
+    memset(&msg.attach, 0, sizeof msg.attach);
+    dbp_wire_head_init(&msg.head, DBP_WIRE_ATTACH, 1);
+    msg.attach.role = DBP_ROLE_CONNECTOR;
+    atomic_store(&holding, TO_BE_HELD);
+    int rc = dbp_wire_send(arena->share.control_fd, &msg, pair[1]);
+    close(pair[0]);
+    close(pair[1]);
+    return rc == 0 && eventually(is_held, NULL);
+}
+
+void arena_let_broker_go(void) {
+    atomic_store(&holding, NOT_HELD);
+}
+
+/* ---- the connector goes and comes back ---- */
+
+static bool is_away(void *arg) {
+    const struct arena *arena = arg;
+
+    return atomic_load(&arena->fake->away) == 2;
+}
+
+bool arena_connector_away(struct arena *arena) {
+    atomic_store(&arena->fake->away, 1);
+    fake_poke(arena->fake);
+    return eventually(is_away, arena);
+}
+
+bool arena_connector_back(struct arena *arena) {
+    uint32_t attached = atomic_load(&arena->fake->attached);
+
+    atomic_store(&arena->fake->stand_in, 0);
+    atomic_store(&arena->fake->reconnect, 1);
+    fake_poke(arena->fake);
+    return eventually_at_least(&arena->fake->attached, attached + 1);
 }
 
 static bool complain(const char *what, long long got, long long expected) {
@@ -23,14 +85,14 @@ static bool complain(const char *what, long long got, long long expected) {
     return false;
 }
 
-static struct dbp_pool_spec spec_of(const struct arena *arena, uint32_t max_overflow) {
-    return test_spec("race", (uint32_t)arena->cap - max_overflow, max_overflow);
-}
-
 static uint32_t overflow;
 
+struct dbp_pool_spec arena_spec(const struct arena *arena) {
+    return test_spec("race", (uint32_t)arena->cap - overflow, overflow);
+}
+
 bool arena_open(struct arena *arena, uint32_t n_procs, uint32_t pool_size, uint32_t max_overflow) {
-    struct dbp_broker_ops ops = {.log = test_log, .connector_is = connector_is};
+    struct dbp_broker_ops ops = {.log = test_log, .connector_is = connector_is, .arg = arena};
 
     memset(arena, 0, sizeof *arena);
     arena->fds_before = fd_census(0);
@@ -49,7 +111,7 @@ bool arena_open(struct arena *arena, uint32_t n_procs, uint32_t pool_size, uint3
 }
 
 bool arena_client(struct arena *arena, const char *label, struct dbp_client **clientp) {
-    struct dbp_pool_spec spec = spec_of(arena, overflow);
+    struct dbp_pool_spec spec = arena_spec(arena);
     char text[128];
 
     int rc = dbp_client_attach(&arena->share, label, in_seconds(WAIT_S), clientp);
@@ -74,8 +136,8 @@ static bool states_settled(void *arg) {
            atomic_load(&arena->fake->alive) == size && atomic_load(&arena->count->waiting) == 0;
 }
 
-static bool only_ours_are_attached(void *arg) {
-    struct arena *arena = arg;
+bool arena_only_ours_are_attached(void *arg) {
+    const struct arena *arena = arg;
     uint32_t n = 0;
 
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
@@ -136,7 +198,7 @@ bool arena_is_whole(struct arena *arena) {
         print_states(arena);
         return complain("I2: counters against words", 0, 1);
     }
-    if (!eventually(only_ours_are_attached, arena))
+    if (!eventually(arena_only_ours_are_attached, arena))
         return complain("slots of the dead are free", 0, 1);
     if (!dbp_table_valid(arena->share.table))
         return complain("the table", 0, 1);

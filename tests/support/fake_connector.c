@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define SESSIONS 128
+#define SESSIONS ((int)DBP_SESSIONS_MAX)
 #define IN_TRANS 1u
 #define AUTOCOMMIT 2u
 
@@ -30,6 +30,7 @@ struct server_end {
 };
 
 static struct server_end ends[SESSIONS];
+static int n_ends; /* none after these was ever used */
 static union dbp_wire_any held[SESSIONS];
 static uint32_t n_held;
 
@@ -187,6 +188,8 @@ static void deliver(struct fake *fake, int channel, const struct dbp_wire_open *
             end = &ends[i];
     if (!end || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
         _exit(98);
+    if (end - ends >= n_ends)
+        n_ends = (int)(end - ends) + 1;
     *end = (struct server_end){.fd = pair[1], .id = ++ids, .status = open->spec.autocommit ? AUTOCOMMIT : 0};
     msg.opened.facts.connection_id = end->id;
     msg.opened.facts.status = end->status;
@@ -211,7 +214,7 @@ static void on_open(struct fake *fake, int channel, const union dbp_wire_any *ms
         fail(fake, channel, &msg->open);
         return;
     case FAKE_OPEN_HOLD:
-        if (n_held == SESSIONS)
+        if (n_held == DBP_SESSIONS_MAX)
             _exit(97);
         held[n_held++] = *msg;
         atomic_store(&fake->held, n_held);
@@ -228,7 +231,7 @@ static void on_kill(struct fake *fake, int channel, const struct dbp_wire_kill *
     atomic_store(&fake->last_killed, kill_msg->connection_id);
     atomic_fetch_add(&fake->kills, 1);
     if (mode == FAKE_KILL_DO)
-        for (int i = 0; i < SESSIONS; i++)
+        for (int i = 0; i < n_ends; i++)
             if (ends[i].fd >= 0 && ends[i].id == kill_msg->connection_id)
                 hang_up(fake, &ends[i]);
     if (mode == FAKE_KILL_IGNORE)
@@ -274,19 +277,31 @@ static void run(const struct dbp_share *share, struct fake *fake) {
     int channel = attach_again(share, fake);
 
     for (;;) {
-        struct pollfd p[SESSIONS + 2] = {{.fd = fake->poke_fd, .events = POLLIN}, {.fd = channel, .events = POLLIN}};
-        for (int i = 0; i < SESSIONS; i++) {
+        static struct pollfd p[SESSIONS + 2];
+        p[0] = (struct pollfd){.fd = fake->poke_fd, .events = POLLIN};
+        p[1] = (struct pollfd){.fd = channel, .events = POLLIN};
+        int n_polled = n_ends; /* more may come in this round */
+        for (int i = 0; i < n_polled; i++) {
             bool deaf = ends[i].busy || ends[i].hung_up;
             p[i + 2] = (struct pollfd){.fd = deaf ? -1 : ends[i].fd, .events = POLLIN};
         }
-        if (poll(p, SESSIONS + 2, -1) < 0 && errno != EINTR)
+        if (poll(p, (nfds_t)n_polled + 2, -1) < 0 && errno != EINTR)
             _exit(95);
         if (p[0].revents) {
             uint64_t pokes;
             if (read(fake->poke_fd, &pokes, sizeof pokes) < 0 && errno != EAGAIN)
                 _exit(94);
-            if (atomic_exchange(&fake->reconnect, 0)) {
+            if (atomic_load(&fake->away) == 1 && channel >= 0) {
                 close(channel);
+                channel = -1;
+                n_held = 0;
+                atomic_store(&fake->held, 0);
+                atomic_store(&fake->away, 2);
+            }
+            if (atomic_exchange(&fake->reconnect, 0)) {
+                if (channel >= 0)
+                    close(channel);
+                atomic_store(&fake->away, 0);
                 n_held = 0; /* a connector that died has forgotten its logins */
                 atomic_store(&fake->held, 0);
                 channel = attach_again(share, fake);
@@ -294,7 +309,7 @@ static void run(const struct dbp_share *share, struct fake *fake) {
             }
             obey(fake, channel);
         }
-        for (int i = 0; i < SESSIONS; i++)
+        for (int i = 0; i < n_polled; i++)
             if (p[i + 2].revents && ends[i].fd >= 0 && ends[i].fd == p[i + 2].fd)
                 serve(fake, &ends[i]);
         if (p[1].revents) {

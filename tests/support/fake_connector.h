@@ -23,6 +23,8 @@ struct fake {
     _Atomic uint32_t linger;    /* 1: the server does not hang up after COM_QUIT or an end of file */
     _Atomic uint32_t hang_up;   /* connection id of a session to hang up, 0: none; taken */
     _Atomic uint32_t reconnect; /* 1: close the channel and attach again, as a respawned connector does; taken */
+    _Atomic uint32_t away;      /* 1: close the channel and stay away until `reconnect`; 2: it is away */
+    _Atomic int32_t stand_in;   /* pid of a process that may be the connector meanwhile (arena.c asks) */
     /* written by the fake */
     _Atomic uint32_t attached;    /* counts */
     _Atomic uint32_t alive, most; /* sessions that the server has, and had at most */

@@ -41,6 +41,10 @@ static int obey(struct puppet *p, const struct dbp_share *share, struct dbp_clie
         return session_send(p->fds[w], p->sql);
     case PUPPET_CENSUS:
         return fd_census(0);
+    case PUPPET_NO_FILES:
+        return allow_files(false);
+    case PUPPET_FILES:
+        return allow_files(true);
     case PUPPET_ERROR:
         dbp_pool_error(*client, p->pool, &p->error);
         return 0;

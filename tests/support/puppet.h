@@ -15,12 +15,14 @@ enum puppet_verb {
     PUPPET_BEGIN, /* -> waits[which] */
     PUPPET_POLL,  /* waits[which] -> leases[which] */
     PUPPET_CANCEL,
-    PUPPET_RELEASE, /* leases[which], how, status */
-    PUPPET_FETCH,   /* leases[which] -> fds[which] */
-    PUPPET_QUERY,   /* sql on fds[which] -> nonce, status */
-    PUPPET_SEND,    /* sql on fds[which], no answer read */
-    PUPPET_CENSUS,  /* -> the number of its fds */
-    PUPPET_ERROR,   /* -> error */
+    PUPPET_RELEASE,  /* leases[which], how, status */
+    PUPPET_FETCH,    /* leases[which] -> fds[which] */
+    PUPPET_QUERY,    /* sql on fds[which] -> nonce, status */
+    PUPPET_SEND,     /* sql on fds[which], no answer read */
+    PUPPET_CENSUS,   /* -> the number of its fds */
+    PUPPET_NO_FILES, /* from now on it cannot open another; */
+    PUPPET_FILES,    /* it can again */
+    PUPPET_ERROR,    /* -> error */
 };
 
 #define PUPPET_LEASES 8u

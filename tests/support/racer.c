@@ -286,3 +286,9 @@ uint32_t race_report(struct race *race) {
     fflush(stdout);
     return race->lent_twice + race->overtaken + race->garbled + race->in_transaction + race->torn + race->unexpected;
 }
+
+void race_sum(const struct race *race, const char *name, uint32_t kills, uint32_t lost) {
+    printf("%s: leases=%llu kills=%u lost=%u double=%u crosstalk=%u\n", name, (unsigned long long)race->leases, kills,
+           lost, race->lent_twice, race->garbled + race->in_transaction);
+    fflush(stdout);
+}

@@ -54,5 +54,7 @@ void racer_run(struct race *race, const struct dbp_share *share, struct dbp_clie
 
 /* Prints the sums; the number of violations. */
 uint32_t race_report(struct race *race);
+/* Prints the line that support/soak adds up. lost: what else went wrong. */
+void race_sum(const struct race *race, const char *name, uint32_t kills, uint32_t lost);
 
 #endif
