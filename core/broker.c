@@ -325,7 +325,7 @@ static void answer_doorbell(struct dbp_broker *broker) {
     if (read(broker->share.doorbell_fd, &rings, sizeof rings) < 0 && errno != EAGAIN)
         say(broker, DBP_LOG_ERROR, "doorbell: %s", strerror(errno));
     /* The flag is taken before the look, so that what comes during the look rings again. */
-    for (uint32_t pool = 0; pool < atomic_load(&table->n_pools); pool++)
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX && dbp_registry_spec(broker->registry, pool); pool++)
         if (atomic_exchange(&table->pools[pool].attention, 0))
             dbp_keeper_attend(broker->keeper, pool);
 }
@@ -367,8 +367,11 @@ static bool turn(struct dbp_broker *broker, const struct epoll_event *events, in
     pthread_mutex_lock(&broker->lock);
     for (int i = 0; i < n && go_on; i++)
         go_on = dispatch(broker, &events[i]);
-    if (go_on)
+    if (go_on) {
         *nextp = dbp_keeper_tick(broker->keeper);
+        if (atomic_load(&broker->share.table->broker_up) == 0) /* some process wrote where it may not, or we stop */
+            atomic_store(&broker->share.table->broker_up, 1);
+    }
     pthread_mutex_unlock(&broker->lock);
     return go_on;
 }
@@ -502,6 +505,7 @@ struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker) {
     atomic_store(&broker->share.table->broker_up, 0);
     if (write(broker->stop_fd, &one, sizeof one) == (ssize_t)sizeof one)
         pthread_join(broker->thread, NULL);
+    atomic_store(&broker->share.table->broker_up, 0); /* its last turn may have raised it again */
     the_broker = NULL;
     return broker_free(broker);
 }

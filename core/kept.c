@@ -29,6 +29,13 @@ void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events
     kept->watched = events != 0 && rc == 0;
 }
 
+bool dbp_kept_move(struct dbp_keeper *keeper, uint32_t session, enum dbp_state from, enum dbp_state to,
+                   uint32_t owner) {
+    dbp_word word = word_of(keeper, session);
+
+    return dbp_word_state(word) == from && dbp_session_move(keeper->table, session, word, to, owner, NULL);
+}
+
 void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd) {
     if (keeper->fds[session] >= 0)
         close(keeper->fds[session]);

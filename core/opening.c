@@ -10,7 +10,6 @@
 #include "handoff.h"
 #include "janitor.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -24,8 +23,9 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct dbp_session *session = shared(keeper, i);
         dbp_word word = atomic_load(&session->word);
-        if (dbp_word_state(word) != DBP_EMPTY)
+        if (dbp_word_state(word) != DBP_EMPTY || keeper->home[i])
             continue;
+        keeper->home[i] = (uint8_t)(pool + 1);
         atomic_store(&session->pool, pool);
         atomic_fetch_add(&session->incarnation, 1);
         atomic_store(&session->unfit, 0);
@@ -33,7 +33,7 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
         atomic_store(&session->returned_us, dbp_now_us()); /* not the predecessor's: it would be the first to retire */
         atomic_store(&session->connection_id, 0);
         if (!dbp_session_move(keeper->table, i, word, DBP_OPENING, 0, NULL))
-            abort(); /* EMPTY is the broker's alone */
+            dbp_session_force(keeper->table, i, DBP_OPENING, 0); /* EMPTY is the broker's alone: damaged */
         keeper->pools[pool].total++;
         *sessionp = i;
         return true;
@@ -64,6 +64,12 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
         keeper->pools[pool].wake_at_us = dbp_now_us() + RESEND_US;
     }
     return rc == 0;
+}
+
+static uint32_t figure(_Atomic int64_t *counter) {
+    int64_t value = atomic_load(counter);
+
+    return value < 0 ? 0 : value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
 }
 
 /* The session of an answer, if it is the one that was asked for. */
@@ -106,9 +112,7 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     }
     /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
      * whoever came after this login was asked for may be met by a better one. */
-    int64_t alive = atomic_load(&p->count.size) - atomic_load(&p->count.state[DBP_OPENING]) -
-                    atomic_load(&p->count.state[DBP_CLOSING]);
-    if (alive <= 0)
+    if (figure(&p->count.size) <= (uint64_t)figure(&p->count.state[DBP_OPENING]) + figure(&p->count.state[DBP_CLOSING]))
         dbp_handoff_fail(&keeper->share, pool, before);
     dbp_opening_tend(keeper, pool);
 }
@@ -145,8 +149,8 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
         dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
     keeper->pools[pool].failures = 0;
     keeper->pools[pool].last_logged = 0;
-    if (!dbp_idle_put(keeper->table, msg->session, word_of(keeper, msg->session)))
-        abort(); /* OPENING is the broker's alone */
+    if (dbp_kept_move(keeper, msg->session, DBP_OPENING, DBP_IDLE, 0)) /* else damaged: the next tick ends it */
+        dbp_idle_offer(keeper->table, msg->session);
     dbp_handoff_match(&keeper->share, pool);
     dbp_opening_tend(keeper, pool);
 }
@@ -162,12 +166,6 @@ void dbp_opening_overdue(struct dbp_keeper *keeper, uint32_t session) {
 }
 
 /* ---- policy ---- */
-
-static uint32_t figure(_Atomic int64_t *counter) {
-    int64_t value = atomic_load(counter);
-
-    return value < 0 ? 0 : (uint32_t)value;
-}
 
 static uint32_t waiting_in(struct dbp_keeper *keeper, uint32_t pool, uint32_t most) {
     struct dbp_queue *queue = &keeper->table->pools[pool].queue;

@@ -167,6 +167,17 @@ static void publish(struct dbp_pool *pool, const struct dbp_pool_spec *spec) {
     atomic_store(&pool->count.max, (int64_t)spec->pool_size + spec->max_overflow);
 }
 
+void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *table) {
+    for (uint32_t i = 0; i < registry->n; i++) {
+        struct dbp_pool *pool = &table->pools[i];
+        publish(pool, &registry->specs[i]);
+        atomic_store(&pool->live, 1);
+        if (memcmp(pool->alias, registry->specs[i].alias, sizeof pool->alias) != 0)
+            memcpy(pool->alias, registry->specs[i].alias, sizeof pool->alias);
+    }
+    atomic_store(&table->n_pools, registry->n);
+}
+
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
                      char *text, uint32_t *poolp, bool *addedp) {
     text[0] = '\0';

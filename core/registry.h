@@ -19,6 +19,9 @@ struct dbp_registry *dbp_registry_free(struct dbp_registry *registry); /* wipes;
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
                      char *text, uint32_t *poolp, bool *addedp) DBP_MUST_USE;
 
+/* Writes again what the table says of the pools, should somebody have written over it. */
+void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *table);
+
 /* Borrowed; NULL for a pool that is not there. */
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool);
 
