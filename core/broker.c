@@ -43,6 +43,7 @@ struct dbp_broker {
     int control_fd, epoll_fd, stop_fd;
     int connector;    /* its slot, -1: none */
     uint32_t refused; /* messages not understood, logged at powers of two */
+    uint32_t unread;  /* answers that found a full channel, logged likewise: who floods must not fill the log as well */
     pthread_t thread;
     pthread_mutex_t lock; /* held while a batch of events is handled: a fork of the master waits for its end, which is
                              near because nothing in a batch blocks, and so never sees an fd that no list names yet */
@@ -190,18 +191,29 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
 
 /* ---- what processes ask ---- */
 
+static void answer(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    int rc = dbp_wire_send(broker->procs[slot].channel, msg, fd);
+
+    if (rc == 0)
+        return;
+    broker->unread++;
+    if ((broker->unread & (broker->unread - 1)) == 0)
+        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s (%u so far)", broker->procs[slot].pid,
+            strerror(-rc), broker->unread);
+}
+
 static void on_register(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
-    union dbp_wire_any answer;
+    union dbp_wire_any reply;
     uint32_t pool = 0;
     bool added = false;
 
     (void)fd; /* this format has none */
-    memset(&answer.registered, 0, sizeof answer.registered);
-    dbp_wire_head_init(&answer.head, DBP_WIRE_REGISTERED, msg->head.serial);
+    memset(&reply.registered, 0, sizeof reply.registered);
+    dbp_wire_head_init(&reply.head, DBP_WIRE_REGISTERED, msg->head.serial);
     int rc =
-        dbp_registry_put(broker->registry, broker->share.table, &msg->reg.spec, answer.registered.text, &pool, &added);
-    answer.head.result = (uint32_t)rc;
-    answer.registered.pool = pool;
+        dbp_registry_put(broker->registry, broker->share.table, &msg->reg.spec, reply.registered.text, &pool, &added);
+    reply.head.result = (uint32_t)rc;
+    reply.registered.pool = pool;
     if (added && broker->ops.pool_added)
         broker->ops.pool_added(broker->ops.arg, pool);
     if (added)
@@ -209,28 +221,22 @@ static void on_register(struct dbp_broker *broker, uint32_t slot, const union db
             msg->reg.spec.pool_size + msg->reg.spec.max_overflow);
     if (rc == 0)
         dbp_keeper_attend(broker->keeper, pool); /* a new pool's floor; a cap that was raised serves those who wait */
-    rc = dbp_wire_send(broker->procs[slot].channel, &answer, -1);
-    if (rc != 0)
-        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,
-            strerror(-rc));
+    answer(broker, slot, &reply, -1);
 }
 
 static void on_fetch(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
-    union dbp_wire_any answer;
+    union dbp_wire_any reply;
     const struct dbp_session_facts *facts = NULL;
     int session_fd = -1;
 
     (void)fd;
-    memset(&answer.session, 0, sizeof answer.session);
-    dbp_wire_head_init(&answer.head, DBP_WIRE_SESSION, msg->head.serial);
+    memset(&reply.session, 0, sizeof reply.session);
+    dbp_wire_head_init(&reply.head, DBP_WIRE_SESSION, msg->head.serial);
     int rc = dbp_keeper_lookup(broker->keeper, slot, msg->fetch.session, msg->fetch.generation, &session_fd, &facts);
-    answer.head.result = (uint32_t)rc;
+    reply.head.result = (uint32_t)rc;
     if (rc == 0)
-        answer.session.facts = *facts;
-    rc = dbp_wire_send(broker->procs[slot].channel, &answer, rc == 0 ? session_fd : -1);
-    if (rc != 0)
-        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,
-            strerror(-rc));
+        reply.session.facts = *facts;
+    answer(broker, slot, &reply, rc == 0 ? session_fd : -1);
 }
 
 static void on_opened(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
@@ -307,7 +313,7 @@ static void read_control(struct dbp_broker *broker) {
             continue;
         }
         if (rc != 0)
-            return;
+            break;
         if (msg.head.type == DBP_WIRE_ATTACH) {
             attach(broker, &msg.attach, fd, pid);
             continue;
@@ -316,6 +322,7 @@ static void read_control(struct dbp_broker *broker) {
         if (fd >= 0)
             close(fd);
     }
+    explicit_bzero(&msg, sizeof msg); /* a REGISTER in the wrong place has one too */
 }
 
 static void answer_doorbell(struct dbp_broker *broker) {

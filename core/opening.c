@@ -12,6 +12,7 @@
 
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define LOGIN_GRACE_US                                                                                        \
@@ -117,6 +118,13 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     dbp_opening_tend(keeper, pool);
 }
 
+static bool is_stream(int fd) {
+    int type = 0;
+    socklen_t length = sizeof type;
+
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM;
+}
+
 void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd) {
     struct kept *kept = opening(keeper, msg->session, msg->incarnation);
 
@@ -125,10 +133,13 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
         close(fd);
         return;
     }
-    if (msg->facts.greeting_len > DBP_GREETING_MAX || msg->facts.row_len > DBP_FACTS_ROW_MAX) {
+    bool sane_facts = msg->facts.greeting_len <= DBP_GREETING_MAX && msg->facts.row_len <= DBP_FACTS_ROW_MAX;
+    if (!sane_facts || !is_stream(fd)) {
         close(fd);
         login_failed(keeper, msg->session,
-                     &(struct dbp_error){.code = 2027, .text = "the connector sent malformed facts"});
+                     sane_facts
+                         ? &(struct dbp_error){.code = 2027, .text = "the connector sent something that is no session"}
+                         : &(struct dbp_error){.code = 2027, .text = "the connector sent malformed facts"});
         return;
     }
     uint32_t pool = pool_of(keeper, msg->session);
