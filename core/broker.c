@@ -44,9 +44,11 @@ struct dbp_broker {
     struct dbp_registry *registry;
     struct dbp_keeper *keeper;
     int control_fd, epoll_fd, stop_fd;
-    int connector;     /* its slot, -1: none */
-    uint32_t refused;  /* messages not understood, logged at powers of two */
-    uint32_t fds_lost; /* likewise, fds that found no room in this process */
+    int connector;         /* its slot, -1: none */
+    uint32_t max_sessions; /* of all pools together */
+    uint32_t refused;      /* messages not understood, logged at powers of two */
+    uint32_t fds_lost;     /* likewise, fds that found no room in this process */
+    uint32_t unread;       /* likewise, answers that found a full channel: who floods must not fill the log as well */
     pthread_t thread;
     pthread_mutex_t lock; /* held while a batch of events is handled: a fork of the master waits for its end, which is
                              near because nothing in a batch blocks, and so never sees an fd that no list names yet */
@@ -200,7 +202,7 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
 
 /* text: DBP_TEXT_MAX bytes. */
 static int register_pool(struct dbp_broker *broker, const struct dbp_pool_spec *spec, char *text, uint32_t *poolp) {
-    uint32_t most = atomic_load(&broker->share.table->max_sessions);
+    uint32_t most = broker->max_sessions;
     bool changed = false;
 
     if (spec->min_size > most && spec->min_size <= DBP_SESSIONS_MAX) {
@@ -227,42 +229,48 @@ static int register_pool(struct dbp_broker *broker, const struct dbp_pool_spec *
     return 0;
 }
 
+static void answer(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
+    int rc = dbp_wire_send(broker->procs[slot].channel, msg, fd);
+
+    if (rc == 0)
+        return;
+    broker->unread++;
+    if ((broker->unread & (broker->unread - 1)) == 0)
+        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s (%u so far)", broker->procs[slot].pid,
+            strerror(-rc), broker->unread);
+}
+
 static void on_register(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
     struct proc *proc = &broker->procs[slot];
-    union dbp_wire_any answer;
+    union dbp_wire_any reply;
     uint32_t pool = 0;
 
     (void)fd; /* this format has none */
-    memset(&answer.registered, 0, sizeof answer.registered);
-    dbp_wire_head_init(&answer.head, DBP_WIRE_REGISTERED, msg->head.serial);
-    int rc = register_pool(broker, &msg->reg.spec, answer.registered.text, &pool);
-    answer.head.result = (uint32_t)rc;
-    answer.registered.pool = pool;
+    memset(&reply.registered, 0, sizeof reply.registered);
+    dbp_wire_head_init(&reply.head, DBP_WIRE_REGISTERED, msg->head.serial);
+    int rc = register_pool(broker, &msg->reg.spec, reply.registered.text, &pool);
+    reply.head.result = (uint32_t)rc;
+    reply.registered.pool = pool;
     if (rc == 0 && !(proc->pools & 1u << pool)) {
         proc->pools |= 1u << pool;
         dbp_keeper_joined(broker->keeper, pool);
     }
-    rc = dbp_wire_send(proc->channel, &answer, -1);
-    if (rc != 0)
-        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", proc->pid, strerror(-rc));
+    answer(broker, slot, &reply, -1);
 }
 
 static void on_fetch(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
-    union dbp_wire_any answer;
+    union dbp_wire_any reply;
     const struct dbp_session_facts *facts = NULL;
     int session_fd = -1;
 
     (void)fd;
-    memset(&answer.session, 0, sizeof answer.session);
-    dbp_wire_head_init(&answer.head, DBP_WIRE_SESSION, msg->head.serial);
+    memset(&reply.session, 0, sizeof reply.session);
+    dbp_wire_head_init(&reply.head, DBP_WIRE_SESSION, msg->head.serial);
     int rc = dbp_keeper_lookup(broker->keeper, slot, msg->fetch.session, msg->fetch.generation, &session_fd, &facts);
-    answer.head.result = (uint32_t)rc;
+    reply.head.result = (uint32_t)rc;
     if (rc == 0)
-        answer.session.facts = *facts;
-    rc = dbp_wire_send(broker->procs[slot].channel, &answer, rc == 0 ? session_fd : -1);
-    if (rc != 0)
-        say(broker, DBP_LOG_WARNING, "process %d does not read its answers: %s", broker->procs[slot].pid,
-            strerror(-rc));
+        reply.session.facts = *facts;
+    answer(broker, slot, &reply, rc == 0 ? session_fd : -1);
 }
 
 static void on_opened(struct dbp_broker *broker, uint32_t slot, const union dbp_wire_any *msg, int fd) {
@@ -368,7 +376,7 @@ static void read_control(struct dbp_broker *broker) {
             continue;
         }
         if (rc != 0)
-            return;
+            break;
         if (msg.head.type == DBP_WIRE_ATTACH) {
             attach(broker, &msg.attach, fd, pid);
             continue;
@@ -377,6 +385,7 @@ static void read_control(struct dbp_broker *broker) {
         if (fd >= 0)
             close(fd);
     }
+    explicit_bzero(&msg, sizeof msg); /* a REGISTER in the wrong place has one too */
 }
 
 static void answer_doorbell(struct dbp_broker *broker) {
@@ -386,8 +395,8 @@ static void answer_doorbell(struct dbp_broker *broker) {
     if (read(broker->share.doorbell_fd, &rings, sizeof rings) < 0 && errno != EAGAIN)
         say(broker, DBP_LOG_ERROR, "doorbell: %s", strerror(errno));
     /* The flag is taken before the look, so that what comes during the look rings again. */
-    for (uint32_t pool = 0; pool < atomic_load(&table->n_pools); pool++)
-        if (atomic_exchange(&table->pools[pool].attention, 0))
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+        if (dbp_registry_spec(broker->registry, pool) && atomic_exchange(&table->pools[pool].attention, 0))
             dbp_keeper_attend(broker->keeper, pool);
 }
 
@@ -428,8 +437,11 @@ static bool turn(struct dbp_broker *broker, const struct epoll_event *events, in
     pthread_mutex_lock(&broker->lock);
     for (int i = 0; i < n && go_on; i++)
         go_on = dispatch(broker, &events[i]);
-    if (go_on)
+    if (go_on) {
         *nextp = dbp_keeper_tick(broker->keeper);
+        if (atomic_load(&broker->share.table->broker_up) == 0) /* some process wrote where it may not, or we stop */
+            atomic_store(&broker->share.table->broker_up, 1);
+    }
     pthread_mutex_unlock(&broker->lock);
     return go_on;
 }
@@ -522,9 +534,9 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     broker->ops = *ops;
     broker->control_fd = control_fd;
     broker->connector = -1;
-    uint32_t max_sessions =
+    broker->max_sessions =
         ops->max_sessions && ops->max_sessions < DBP_SESSIONS_MAX ? ops->max_sessions : DBP_SESSIONS_MAX;
-    atomic_store(&share->table->max_sessions, max_sessions);
+    atomic_store(&share->table->max_sessions, broker->max_sessions);
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
         broker->procs[slot].channel = broker->procs[slot].pidfd = -1;
     pthread_mutex_init(&broker->lock, NULL);
@@ -536,7 +548,7 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     if (rc == 0)
         rc = dbp_registry_new(&broker->registry);
     if (rc == 0)
-        rc = dbp_keeper_new(share, broker->registry, &keeper_ops, max_sessions, &broker->keeper);
+        rc = dbp_keeper_new(share, broker->registry, &keeper_ops, broker->max_sessions, &broker->keeper);
     if (rc == 0)
         rc = epoll_add(broker, control_fd, EPOLLIN, tag(KIND_CONTROL, 0, 0));
     if (rc == 0)
@@ -578,6 +590,7 @@ struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker) {
     atomic_store(&broker->share.table->broker_up, 0);
     if (write(broker->stop_fd, &one, sizeof one) == (ssize_t)sizeof one)
         pthread_join(broker->thread, NULL);
+    atomic_store(&broker->share.table->broker_up, 0); /* its last turn may have raised it again */
     the_broker = NULL;
     return broker_free(broker);
 }

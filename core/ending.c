@@ -7,7 +7,6 @@
 #include "janitor.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -27,10 +26,15 @@ void dbp_ending_vacate(struct dbp_keeper *keeper, uint32_t session) {
     kept->kills_failed = 0;
     kept->kill_again_us = 0;
     explicit_bzero(&kept->facts, sizeof kept->facts);
-    keeper->pools[pool].total--;
-    keeper->total--;
-    if (!dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_EMPTY, 0, NULL))
-        abort(); /* OPENING and CLOSING are the broker's alone */
+    if (keeper->home[session]) {
+        keeper->pools[pool].total--;
+        keeper->total--;
+    }
+    /* OPENING and CLOSING are the broker's alone: if the word says anything else, it was damaged. */
+    if (!dbp_kept_move(keeper, session, DBP_CLOSING, DBP_EMPTY, 0) &&
+        !dbp_kept_move(keeper, session, DBP_OPENING, DBP_EMPTY, 0))
+        dbp_session_force(keeper->table, session, DBP_EMPTY, 0);
+    keeper->home[session] = 0;
 }
 
 void dbp_ending_done(struct dbp_keeper *keeper, uint32_t session) {

@@ -142,9 +142,8 @@ void dbp_handoff_fail(const struct dbp_share *share, uint32_t pool, uint32_t bef
 }
 
 /* A session in GRANTED: goes on to its waiter or back to IDLE, see the top. */
-static void settle_grant(const struct dbp_share *share, uint32_t session, dbp_word word) {
+static void settle_grant(const struct dbp_share *share, uint32_t pool, uint32_t session, dbp_word word) {
     struct dbp_table *table = share->table;
-    uint32_t pool = atomic_load(&table->sessions[session].pool);
     dbp_place place = dbp_queue_look(&table->pools[pool].queue, dbp_word_owner(word));
 
     if ((dbp_place_ticket(place) & DBP_OWNER_MASK) == dbp_word_owner(word)) {
@@ -170,14 +169,29 @@ void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slo
                     leave(share->table, pool);
                 break;
             }
+            if (dbp_place_ticket(place) % DBP_WAITERS_MAX != i)
+                break; /* damaged: the sweep mends the queue */
             place = atomic_load(&queue->places[i]);
         }
+    }
+}
+
+void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool) {
+    struct dbp_queue *queue = &share->table->pools[pool].queue;
+
+    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
+        dbp_place place = atomic_load(&queue->places[i]);
+        uint32_t proc = dbp_place_proc(place);
+        if (dbp_place_state(place) != DBP_PLACE_FREE &&
+            (proc >= DBP_PROCS_MAX || atomic_load(&share->table->procs[proc].pid) == 0))
+            dbp_handoff_bury(share, pool, proc);
     }
 }
 
 void dbp_handoff_sweep(const struct dbp_share *share, uint32_t pool) {
     struct dbp_table *table = share->table;
 
+    dbp_queue_mend(&table->pools[pool].queue);
     for (uint32_t session = 0; session < DBP_SESSIONS_MAX; session++) {
         dbp_word word = atomic_load(&table->sessions[session].word);
         if (dbp_word_state(word) == DBP_EMPTY || atomic_load(&table->sessions[session].pool) != pool)
@@ -185,7 +199,7 @@ void dbp_handoff_sweep(const struct dbp_share *share, uint32_t pool) {
         if (dbp_word_state(word) == DBP_IDLE)
             dbp_idle_offer(table, session);
         else if (dbp_word_state(word) == DBP_GRANTED)
-            settle_grant(share, session, word);
+            settle_grant(share, pool, session, word);
     }
     dbp_handoff_match(share, pool);
 }

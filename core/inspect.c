@@ -12,7 +12,8 @@ void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_
     statsp->max = atomic_load(&count->max);
     statsp->idle = atomic_load(&count->state[DBP_IDLE]);
     /* A granted session is on its way to its holder: for a person it is leased. */
-    statsp->leased = atomic_load(&count->state[DBP_LEASED]) + atomic_load(&count->state[DBP_GRANTED]);
+    statsp->leased = (int64_t)((uint64_t)atomic_load(&count->state[DBP_LEASED]) +
+                               (uint64_t)atomic_load(&count->state[DBP_GRANTED])); /* any bytes, no overflow */
     statsp->opening = atomic_load(&count->state[DBP_OPENING]);
     statsp->resetting = atomic_load(&count->state[DBP_RESETTING]);
     statsp->closing = atomic_load(&count->state[DBP_CLOSING]);

@@ -27,7 +27,7 @@ void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct kept *kept = &keeper->sessions[i];
         enum dbp_state state = dbp_word_state(word_of(keeper, i));
-        if (state == DBP_EMPTY || pool_of(keeper, i) != pool)
+        if (!keeper->home[i] || pool_of(keeper, i) != pool)
             continue;
         if (state == DBP_CLOSING && !kept->ending)
             dbp_ending_begin(keeper, i);
@@ -113,14 +113,57 @@ static void drop(struct dbp_keeper *keeper, uint32_t pool) {
     keeper->pools[pool] = (struct kept_pool){.allowance = UINT32_MAX};
 }
 
+/* What the broker itself has begun or not begun with a session leaves few states for its word. */
+static bool possible(const struct dbp_keeper *keeper, uint32_t session, dbp_word word) {
+    const struct kept *kept = &keeper->sessions[session];
+    enum dbp_state state = dbp_word_state(word);
+
+    if (!keeper->home[session])
+        return state == DBP_EMPTY;
+    if (atomic_load(&shared(keeper, session)->pool) != pool_of(keeper, session))
+        return false;
+    if (kept->opening_sent || kept->ending || kept->resetting)
+        return state == (kept->opening_sent ? DBP_OPENING : kept->ending ? DBP_CLOSING : DBP_RESETTING);
+    if (state == DBP_LEASED &&
+        (dbp_word_owner(word) >= DBP_PROCS_MAX || atomic_load(&keeper->table->procs[dbp_word_owner(word)].pid) == 0))
+        return false;
+    return state < DBP_STATES && state != DBP_EMPTY && state != DBP_OPENING;
+}
+
+/* Any process can write anything into the table: what cannot be was written by one that is broken. Nobody knows then
+ * who uses the session: it is ended, as if its holder had died. */
+static void mend(struct dbp_keeper *keeper, uint32_t session) {
+    struct kept *kept = &keeper->sessions[session];
+
+    if (possible(keeper, session, word_of(keeper, session)))
+        return;
+    keeper->mended++;
+    if ((keeper->mended & (keeper->mended - 1)) == 0)
+        dbp_kept_say(keeper, DBP_LOG_ERROR,
+                     "the shared table is damaged at session slot %u, which is ended (%u so far)", session,
+                     keeper->mended);
+    if (keeper->home[session])
+        atomic_store(&shared(keeper, session)->pool, pool_of(keeper, session));
+    if (kept->opening_sent || !keeper->home[session]) {
+        dbp_ending_vacate(keeper, session);
+        return;
+    }
+    dbp_session_force(keeper->table, session, DBP_CLOSING, 1);
+    if (!kept->ending)
+        dbp_ending_begin(keeper, session);
+}
+
 uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
     uint64_t now = dbp_now_us();
     bool sweep = now >= keeper->next_tick_us;
 
-    if (sweep)
+    if (sweep) {
         keeper->next_tick_us = now + TICK_US;
+        dbp_registry_mend(keeper->registry, keeper->table);
+    }
     uint64_t next = keeper->next_tick_us;
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        mend(keeper, i);
         enum dbp_state state = dbp_word_state(word_of(keeper, i));
         if (state == DBP_EMPTY)
             continue;
@@ -138,6 +181,7 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         if (!dbp_registry_spec(keeper->registry, pool))
             continue;
         if (sweep) {
+            dbp_handoff_bury_strangers(&keeper->share, pool);
             dbp_handoff_sweep(&keeper->share, pool);
             dbp_table_recount(keeper->table, pool);
             dbp_keeper_attend(keeper, pool);

@@ -29,6 +29,13 @@ void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events
     kept->watched = events != 0 && rc == 0;
 }
 
+bool dbp_kept_move(struct dbp_keeper *keeper, uint32_t session, enum dbp_state from, enum dbp_state to,
+                   uint32_t owner) {
+    dbp_word word = word_of(keeper, session);
+
+    return dbp_word_state(word) == from && dbp_session_move(keeper->table, session, word, to, owner, NULL);
+}
+
 void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd) {
     if (keeper->fds[session] >= 0)
         close(keeper->fds[session]);
@@ -61,7 +68,7 @@ struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t
 uint32_t dbp_kept_figure(_Atomic int64_t *counter) {
     int64_t value = atomic_load(counter);
 
-    return value < 0 ? 0 : (uint32_t)value;
+    return value < 0 ? 0 : value > DBP_SESSIONS_MAX ? DBP_SESSIONS_MAX : (uint32_t)value;
 }
 
 uint32_t dbp_kept_waiting(struct dbp_keeper *keeper, uint32_t pool, uint32_t most) {

@@ -65,6 +65,10 @@ struct dbp_keeper {
     bool scarce;                  /* the pools have allowances */
     uint64_t ration_at_us;        /* not again before */
     struct kept_pool pools[DBP_POOLS_MAX];
+    /* The broker's own idea of what the table says: 1 + the pool of each slot out of EMPTY. The table can be written by
+     * any process: what is an index or is counted by the cap is taken from here. */
+    uint8_t home[DBP_SESSIONS_MAX];
+    uint32_t mended;           /* words put right, logged at powers of two */
     struct kept *sessions;     /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
     int fds[DBP_SESSIONS_MAX]; /* the broker's copy of each session's fd; -1: none */
 };
@@ -78,11 +82,15 @@ static inline dbp_word word_of(const struct dbp_keeper *keeper, uint32_t session
 }
 
 static inline uint32_t pool_of(const struct dbp_keeper *keeper, uint32_t session) {
-    return atomic_load(&shared(keeper, session)->pool);
+    uint32_t home = keeper->home[session];
+
+    return home ? home - 1 : 0;
 }
 
 static inline const char *alias_of(const struct dbp_keeper *keeper, uint32_t pool) {
-    return keeper->table->pools[pool].alias;
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
+
+    return spec ? spec->alias : "?";
 }
 
 static inline void add(_Atomic int64_t *counter) {
@@ -97,7 +105,7 @@ struct dbp_kept_limits {
 struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t pool);
 /* True for a pool that nobody uses any more and whose alias has another one: it drains and goes. */
 bool dbp_kept_leaving(const struct dbp_keeper *keeper, uint32_t pool);
-/* A counter of the table, which may be off below zero for a moment. */
+/* A number of sessions that the table says: it may be below zero for a moment, or damaged. */
 uint32_t dbp_kept_figure(_Atomic int64_t *counter);
 /* Waiters of the pool, counted up to `most`. */
 uint32_t dbp_kept_waiting(struct dbp_keeper *keeper, uint32_t pool, uint32_t most);
@@ -106,6 +114,9 @@ void dbp_kept_say(const struct dbp_keeper *keeper, enum dbp_log_level level, con
     __attribute__((format(printf, 3, 4)));
 /* Watches the session's fd for events (EPOLL*); 0 stops. */
 void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events);
+/* Moves a session that is in state `from`. False: it is not, or not any more. */
+bool dbp_kept_move(struct dbp_keeper *keeper, uint32_t session, enum dbp_state from, enum dbp_state to,
+                   uint32_t owner) DBP_MUST_USE;
 /* Consumes fd; -1 only closes the old one. */
 void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd);
 /* A number from 0 to most: for jitter, not for secrets. */

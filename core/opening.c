@@ -11,9 +11,9 @@
 #include "janitor.h"
 #include "rationing.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define LOGIN_GRACE_US                                                                                        \
@@ -25,8 +25,9 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct dbp_session *session = shared(keeper, i);
         dbp_word word = atomic_load(&session->word);
-        if (dbp_word_state(word) != DBP_EMPTY)
+        if (dbp_word_state(word) != DBP_EMPTY || keeper->home[i])
             continue;
+        keeper->home[i] = (uint8_t)(pool + 1);
         atomic_store(&session->pool, pool);
         atomic_fetch_add(&session->incarnation, 1);
         atomic_store(&session->unfit, 0);
@@ -34,7 +35,7 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
         atomic_store(&session->returned_us, dbp_now_us()); /* not the predecessor's: it would be the first to retire */
         atomic_store(&session->connection_id, 0);
         if (!dbp_session_move(keeper->table, i, word, DBP_OPENING, 0, NULL))
-            abort(); /* EMPTY is the broker's alone */
+            dbp_session_force(keeper->table, i, DBP_OPENING, 0); /* EMPTY is the broker's alone: damaged */
         keeper->pools[pool].total++;
         keeper->total++;
         *sessionp = i;
@@ -112,11 +113,17 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     }
     /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
      * whoever came after this login was asked for may be met by a better one. */
-    int64_t alive = atomic_load(&p->count.size) - atomic_load(&p->count.state[DBP_OPENING]) -
-                    atomic_load(&p->count.state[DBP_CLOSING]);
-    if (alive <= 0)
+    if (dbp_kept_figure(&p->count.size) <=
+        dbp_kept_figure(&p->count.state[DBP_OPENING]) + dbp_kept_figure(&p->count.state[DBP_CLOSING]))
         dbp_handoff_fail(&keeper->share, pool, before);
     dbp_opening_tend(keeper, pool);
+}
+
+static bool is_stream(int fd) {
+    int type = 0;
+    socklen_t length = sizeof type;
+
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM;
 }
 
 void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_opened *msg, int fd) {
@@ -127,10 +134,13 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
         close(fd);
         return;
     }
-    if (msg->facts.greeting_len > DBP_GREETING_MAX || msg->facts.row_len > DBP_FACTS_ROW_MAX) {
+    bool sane_facts = msg->facts.greeting_len <= DBP_GREETING_MAX && msg->facts.row_len <= DBP_FACTS_ROW_MAX;
+    if (!sane_facts || !is_stream(fd)) {
         close(fd);
         login_failed(keeper, msg->session,
-                     &(struct dbp_error){.code = 2027, .text = "the connector sent malformed facts"});
+                     sane_facts
+                         ? &(struct dbp_error){.code = 2027, .text = "the connector sent something that is no session"}
+                         : &(struct dbp_error){.code = 2027, .text = "the connector sent malformed facts"});
         return;
     }
     uint32_t pool = pool_of(keeper, msg->session);
@@ -151,8 +161,8 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
         dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
     keeper->pools[pool].failures = 0;
     keeper->pools[pool].last_logged = 0;
-    if (!dbp_idle_put(keeper->table, msg->session, word_of(keeper, msg->session)))
-        abort(); /* OPENING is the broker's alone */
+    if (dbp_kept_move(keeper, msg->session, DBP_OPENING, DBP_IDLE, 0)) /* else damaged: the next tick ends it */
+        dbp_idle_offer(keeper->table, msg->session);
     dbp_handoff_match(&keeper->share, pool);
     dbp_opening_tend(keeper, pool);
 }

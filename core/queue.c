@@ -6,6 +6,10 @@
 
 #define LAPS_MAX 127u /* 7 bits; 127 laps are two million waits of one pool during one unclaimed grant */
 
+/* No honest operation walks further in one go: the head lags by the laps that one grant can sleep through, at most. A
+ * damaged ring (any process can write anything into it) would lead round it for ever. */
+#define STEPS_MAX ((LAPS_MAX + 33u) * DBP_WAITERS_MAX)
+
 static dbp_place place_make(enum dbp_place_state state, uint32_t session, uint32_t proc, bool event, uint32_t laps,
                             uint32_t ticket) {
     return (dbp_place)state | (dbp_place)(session & 0x3ffu) << 4 | (dbp_place)(proc & 0x3ffu) << 14 |
@@ -33,7 +37,9 @@ static void help(_Atomic uint32_t *counter, uint32_t seen) {
 }
 
 bool dbp_queue_push(struct dbp_queue *queue, uint32_t proc, bool event, uint32_t *ticketp) {
-    for (uint32_t passed_by = 0; passed_by < DBP_WAITERS_MAX;) {
+    uint32_t passed_by = 0;
+
+    for (uint32_t step = 0; step < STEPS_MAX && passed_by < DBP_WAITERS_MAX; step++) {
         uint32_t ticket = atomic_load(&queue->tail);
         dbp_place seen = atomic_load(place_at(queue, ticket)), next;
 
@@ -67,7 +73,7 @@ bool dbp_queue_push(struct dbp_queue *queue, uint32_t proc, bool event, uint32_t
 }
 
 bool dbp_queue_oldest(struct dbp_queue *queue, dbp_place *placep) {
-    for (;;) {
+    for (uint32_t step = 0; step < STEPS_MAX; step++) {
         uint32_t ticket = atomic_load(&queue->head);
         dbp_place seen = atomic_load(place_at(queue, ticket));
 
@@ -85,13 +91,16 @@ bool dbp_queue_oldest(struct dbp_queue *queue, dbp_place *placep) {
             help(&queue->tail, ticket);
         help(&queue->head, ticket);
     }
+    return false;
 }
 
 bool dbp_queue_next(struct dbp_queue *queue, uint32_t *ticketp, dbp_place *placep) {
+    uint32_t end = atomic_load(&queue->head) + STEPS_MAX;
+
     for (uint32_t ticket = *ticketp;; ticket++) {
         dbp_place seen = atomic_load(place_at(queue, ticket));
 
-        if (reached(seen) == ticket - DBP_WAITERS_MAX) {
+        if (reached(seen) == ticket - DBP_WAITERS_MAX || end - ticket - 1u >= STEPS_MAX) {
             *ticketp = ticket;
             return false;
         }
@@ -114,6 +123,39 @@ bool dbp_queue_move(struct dbp_queue *queue, dbp_place from, enum dbp_place_stat
     dbp_place next = place_make(to, session, dbp_place_proc(from), dbp_place_event(from), laps, ticket);
 
     return atomic_compare_exchange_strong(place_at(queue, ticket), &from, next);
+}
+
+/* What honest processes keep: head <= tail; nobody waits before head; every ticket before tail was reached, and none
+ * after it. All of these only grow, so with what must be smaller read first, nobody's acting meanwhile looks wrong. */
+static bool possible(const struct dbp_queue *queue) {
+    uint32_t head = atomic_load(&queue->head), tail = atomic_load(&queue->tail);
+
+    if (tail - head > STEPS_MAX)
+        return false;
+    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
+        dbp_place place = atomic_load(&queue->places[i]);
+        uint32_t ticket = dbp_place_ticket(place);
+        if (ticket % DBP_WAITERS_MAX != i || dbp_place_state(place) > DBP_PLACE_FAILED ||
+            (dbp_place_state(place) == DBP_PLACE_WAITING && (int32_t)(ticket - head) < 0) ||
+            (int32_t)(reached(place) - (tail - DBP_WAITERS_MAX)) < 0 ||
+            (int32_t)(atomic_load(&queue->tail) - reached(place)) < 0)
+            return false;
+    }
+    return true;
+}
+
+bool dbp_queue_mend(struct dbp_queue *queue) {
+    uint32_t tail = atomic_load(&queue->tail);
+
+    if (possible(queue))
+        return false;
+    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
+        uint32_t next = tail + i; /* the ticket that this place is for */
+        atomic_store(place_at(queue, next), place_make(DBP_PLACE_FREE, 0, 0, false, 0, next - DBP_WAITERS_MAX));
+    }
+    atomic_store(&queue->head, tail);
+    atomic_store(&queue->tail, tail);
+    return true;
 }
 
 _Atomic uint32_t *dbp_queue_futex(struct dbp_queue *queue, uint32_t ticket) {

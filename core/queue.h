@@ -75,6 +75,10 @@ dbp_place dbp_queue_look(const struct dbp_queue *queue, uint32_t ticket);
  * more. */
 bool dbp_queue_move(struct dbp_queue *queue, dbp_place from, enum dbp_place_state to, uint32_t session) DBP_MUST_USE;
 
+/* Puts an impossible ring right (some process wrote where it may not): all places free, from tail on. Whoever waited
+ * finds another ticket in its place, which is DBP_E_FAILED. True when it did. Broker only, from time to time. */
+bool dbp_queue_mend(struct dbp_queue *queue);
+
 /* The 32 bits that change with a place's state, to sleep on. */
 _Atomic uint32_t *dbp_queue_futex(struct dbp_queue *queue, uint32_t ticket);
 

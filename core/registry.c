@@ -186,7 +186,7 @@ static uint32_t of_identity(const struct dbp_registry *registry, const struct db
     return DBP_POOLS_MAX;
 }
 
-static uint32_t take_place(struct dbp_registry *registry, struct dbp_table *table, const char *alias) {
+static uint32_t take_place(const struct dbp_registry *registry, struct dbp_table *table) {
     uint32_t i = 0;
 
     while (i < DBP_POOLS_MAX && registry->since[i])
@@ -195,11 +195,24 @@ static uint32_t take_place(struct dbp_registry *registry, struct dbp_table *tabl
         return i;
     struct dbp_pool *pool = &table->pools[i];
     memset(pool, 0, offsetof(struct dbp_pool, queue)); /* what a pool that was here before has left */
-    memcpy(pool->alias, alias, sizeof pool->alias);
     dbp_queue_init(&pool->queue);
-    if (i >= atomic_load(&table->n_pools))
-        atomic_store(&table->n_pools, i + 1);
     return i;
+}
+
+void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *table) {
+    uint32_t n_pools = 0;
+
+    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++) {
+        struct dbp_pool *pool = &table->pools[i];
+        atomic_store(&pool->live, registry->since[i] != 0);
+        if (!registry->since[i])
+            continue;
+        n_pools = i + 1;
+        publish(pool, &registry->specs[i]);
+        if (memcmp(pool->alias, registry->specs[i].alias, sizeof pool->alias) != 0)
+            memcpy(pool->alias, registry->specs[i].alias, sizeof pool->alias);
+    }
+    atomic_store(&table->n_pools, n_pools);
 }
 
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
@@ -208,7 +221,7 @@ int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, con
     if (!check(spec, text))
         return DBP_E_INVALID;
     uint32_t before = current(registry, spec->alias), pool = of_identity(registry, spec);
-    if (pool == DBP_POOLS_MAX && (pool = take_place(registry, table, spec->alias)) == DBP_POOLS_MAX) {
+    if (pool == DBP_POOLS_MAX && (pool = take_place(registry, table)) == DBP_POOLS_MAX) {
         snprintf(text, DBP_TEXT_MAX, "there are %u pools already, which is all that fit", DBP_POOLS_MAX);
         return DBP_E_FULL;
     }
@@ -219,8 +232,7 @@ int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, con
             (void)same_identity(&registry->specs[before], spec, text);
     }
     registry->specs[pool] = *spec;
-    publish(&table->pools[pool], spec);
-    atomic_store(&table->pools[pool].live, 1);
+    dbp_registry_mend(registry, table);
     *poolp = pool;
     return 0;
 }
@@ -230,7 +242,7 @@ bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool)
 }
 
 void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool) {
-    atomic_store(&table->pools[pool].live, 0);
     registry->since[pool] = 0;
     explicit_bzero(&registry->specs[pool], sizeof registry->specs[pool]);
+    dbp_registry_mend(registry, table);
 }

@@ -26,6 +26,9 @@ bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool)
 /* Forgets a pool that has no session, no waiter and no process: its place is free. */
 void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool);
 
+/* Writes what the table says of the pools, again should somebody have written over it. */
+void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *table);
+
 /* Borrowed; NULL for a pool that is not there. */
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool);
 

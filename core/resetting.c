@@ -15,7 +15,7 @@
 void dbp_resetting_failed(struct dbp_keeper *keeper, uint32_t session, const char *why) {
     dbp_kept_say(keeper, DBP_LOG_WARNING, "pool '%s': session %u could not be reset (%s) and is ended",
                  alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id), why);
-    if (dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_CLOSING, 1, NULL))
+    if (dbp_kept_move(keeper, session, DBP_RESETTING, DBP_CLOSING, 1))
         dbp_ending_begin(keeper, session);
     dbp_kept_look_again(keeper, pool_of(keeper, session)); /* a waiter may have counted on it */
 }

@@ -80,9 +80,14 @@ bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, 
     if (state >= DBP_STATES || !(edges[state] & EDGE(to)))
         abort();
     /* Read before the move: after a move to EMPTY the slot may be another pool's. */
-    struct dbp_pool_counters *count = &table->pools[atomic_load_explicit(&s->pool, memory_order_relaxed)].count;
+    uint32_t pool = atomic_load_explicit(&s->pool, memory_order_relaxed);
     if (!atomic_compare_exchange_strong(&s->word, &from, next))
         return false;
+    if (wordp)
+        *wordp = next;
+    if (pool >= DBP_POOLS_MAX) /* damaged: the broker puts it right */
+        return true;
+    struct dbp_pool_counters *count = &table->pools[pool].count;
 
     /* Counters are for people and for the cap's first guess; the broker keeps the cap by what it reserved itself. */
     if (state == DBP_EMPTY)
@@ -93,9 +98,14 @@ bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, 
         atomic_fetch_sub_explicit(&count->size, 1, memory_order_relaxed);
     else
         atomic_fetch_add_explicit(&count->state[to], 1, memory_order_relaxed);
-    if (wordp)
-        *wordp = next;
     return true;
+}
+
+void dbp_session_force(struct dbp_table *table, uint32_t session, enum dbp_state to, uint32_t owner) {
+    _Atomic dbp_word *word = &table->sessions[session].word;
+    uint32_t generation = dbp_word_generation(atomic_load(word)) + 1;
+
+    atomic_store(word, (dbp_word)to | (dbp_word)(owner & DBP_OWNER_MASK) << 4 | (dbp_word)generation << 32);
 }
 
 bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, uint32_t owner, uint32_t *sessionp,
@@ -125,9 +135,10 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
 }
 
 void dbp_idle_offer(struct dbp_table *table, uint32_t session) {
-    struct dbp_pool *p = &table->pools[atomic_load(&table->sessions[session].pool)];
+    uint32_t pool = atomic_load(&table->sessions[session].pool);
 
-    atomic_fetch_or(&p->idle[session / 64u], (uint64_t)1 << (session % 64u));
+    if (pool < DBP_POOLS_MAX)
+        atomic_fetch_or(&table->pools[pool].idle[session / 64u], (uint64_t)1 << (session % 64u));
 }
 
 bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) {
@@ -144,6 +155,11 @@ bool dbp_idle_any(const struct dbp_table *table, uint32_t pool) {
     return false;
 }
 
+/* What must be added to get from one figure to another. Wraps, as the addition does: the figures are shared memory. */
+static int64_t difference(int64_t to, int64_t from) {
+    return (int64_t)((uint64_t)to - (uint64_t)from);
+}
+
 void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
     struct dbp_pool_counters *count = &table->pools[pool].count;
     int64_t before[DBP_STATES], words[DBP_STATES] = {0}, places = 0;
@@ -153,7 +169,7 @@ void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
         before[state] = atomic_load(&count->state[state]);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         enum dbp_state state = dbp_word_state(atomic_load(&table->sessions[i].word));
-        if (state != DBP_EMPTY && atomic_load(&table->sessions[i].pool) == pool)
+        if (state != DBP_EMPTY && state < DBP_STATES && atomic_load(&table->sessions[i].pool) == pool)
             words[state]++;
     }
     uint32_t ticket = atomic_load(&table->pools[pool].queue.head);
@@ -166,11 +182,11 @@ void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
      */
     for (int state = DBP_OPENING; state < DBP_STATES; state++)
         if (before[state] != words[state])
-            atomic_fetch_add(&count->state[state], words[state] - before[state]);
+            atomic_fetch_add(&count->state[state], difference(words[state], before[state]));
     int64_t size = 0;
     for (int state = DBP_OPENING; state < DBP_STATES; state++)
         size += words[state];
-    atomic_fetch_add(&count->size, size - atomic_load(&count->size));
+    atomic_fetch_add(&count->size, difference(size, atomic_load(&count->size)));
     if (waiting != places)
-        atomic_fetch_add(&count->waiting, places - waiting);
+        atomic_fetch_add(&count->waiting, difference(places, waiting));
 }

@@ -133,6 +133,11 @@ bool dbp_table_valid(const struct dbp_table *table);
 bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, enum dbp_state to, uint32_t owner,
                       dbp_word *wordp) DBP_MUST_USE;
 
+/* Overwrites a word that no rule of this table can have left there: some process wrote where it may not. The state to
+ * go on from is the broker's own knowledge; generation goes on, so that no lease of before is valid. The counters are
+ * left to the next recount. Broker only. */
+void dbp_session_force(struct dbp_table *table, uint32_t session, enum dbp_state to, uint32_t owner);
+
 /* Takes one idle session of the pool, lowest slot first: the rest can age out, and few sessions serve a low load.
  * Moves it to `to` (LEASED or GRANTED) for owner. False: none is idle. Any process. */
 bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, uint32_t owner, uint32_t *sessionp,
