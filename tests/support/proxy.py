@@ -189,14 +189,14 @@ class Proxy:
 
     def _pass_end(self, pair):
         """An end of one side goes on to the other once all before it has; with both, the pair is over."""
-        for sock in tuple(pair.eof):
-            if pair.buffers[pair.other(sock)]:
-                return
-            try:
-                pair.other(sock).shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
-        if len(pair.eof) == 2:
+        for sock in pair.eof:
+            other = pair.other(sock)
+            if not pair.buffers[other]:
+                try:
+                    other.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass
+        if len(pair.eof) == 2 and not any(pair.buffers.values()):
             self._forget(pair, False)
 
     def _forget(self, pair, reset):
