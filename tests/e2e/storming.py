@@ -6,6 +6,7 @@ import http.client
 import random
 import threading
 import time
+import uuid
 from functools import cached_property
 
 from tests.e2e.base import DATABASE, USER
@@ -100,7 +101,7 @@ class Load:
 
     def _run(self, chance):
         while self._begin():
-            question = {'nonce': '%032x' % chance.getrandbits(128), 'how': chance.choice(self.hows),
+            question = {'nonce': uuid.uuid4().hex, 'how': chance.choice(self.hows),
                         'ids': ','.join(str(chance.randint(1, 500)) for _ in range(3)), 'mark': chance.randint(0, 1),
                         'pause': 0.1 * chance.random() if chance.random() < self.slow else 0}
             asked = Asked(question)

@@ -16,6 +16,7 @@ import re
 import signal
 import time
 import unittest
+import uuid
 from contextlib import suppress
 
 from tests.e2e.base import DATABASE, USER, WithServer
@@ -101,7 +102,7 @@ class Storm(Storming, WithServer):
             return
         if self.mode != 'prefork':
             self.load.pause()
-        pages = [in_background(self.uwsgi.get, '/stuck', nonce='%032x' % self.chance.getrandbits(128), s=300)
+        pages = [in_background(self.uwsgi.get, '/stuck', nonce=uuid.uuid4().hex, s=300)
                  for _ in range(1 if self.mode == 'prefork' else self.cap)]
         time.sleep(HARAKIRI_S * self.chance.random())
         self.kill_connector()
