@@ -77,25 +77,25 @@ int dbp_fence_fd(int fd) {
     return rc;
 }
 
-int dbp_guard_fd(struct dbp_client *client, int fd) {
-    int rc = 0;
-
-    pthread_mutex_lock(&client->lock);
+static int guard_locked(struct dbp_client *client, int fd) {
     for (size_t i = 0; i < client->n_guarded; i++)
         if (client->guarded[i] == fd)
-            goto out;
+            return 0;
     if (client->n_guarded == client->guarded_room) {
         size_t room = client->guarded_room ? 2 * client->guarded_room : 16;
         int *grown = realloc(client->guarded, room * sizeof *grown);
-        if (!grown) {
-            rc = -ENOMEM;
-            goto out;
-        }
+        if (!grown)
+            return -ENOMEM;
         client->guarded = grown;
         client->guarded_room = room;
     }
     client->guarded[client->n_guarded++] = fd;
-out:
+    return 0;
+}
+
+int dbp_guard_fd(struct dbp_client *client, int fd) {
+    pthread_mutex_lock(&client->lock);
+    int rc = guard_locked(client, fd);
     pthread_mutex_unlock(&client->lock);
     return rc;
 }
@@ -231,10 +231,13 @@ int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, 
     msg.fetch.generation = lease->generation;
     pthread_mutex_lock(&client->lock);
     int rc = ask(client, &msg, DBP_WIRE_SESSION, deadline_us, &fd);
-    pthread_mutex_unlock(&client->lock);
     if (rc == 0 &&
         (fd < 0 || msg.session.facts.greeting_len > DBP_GREETING_MAX || msg.session.facts.row_len > DBP_FACTS_ROW_MAX))
         rc = -EPROTO;
+    /* Before the lock is let go: another thread's fork waits for it, and its child must not keep this fd. */
+    if (rc == 0)
+        rc = guard_locked(client, fd);
+    pthread_mutex_unlock(&client->lock);
     if (rc != 0) {
         if (fd >= 0)
             close(fd);

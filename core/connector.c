@@ -10,6 +10,7 @@
 #include "attach.h"
 #include "janitor.h"
 #include "login.h"
+#include "table.h"
 #include "thread.h"
 
 #include <errmsg.h>
@@ -35,11 +36,13 @@
 
 struct job {
     struct job *next;
+    const struct dbp_table *table;
     union dbp_wire_any msg; /* OPEN or KILL; holds the password: freed by job_free only */
 };
 
 struct connector {
     int channel;
+    const struct dbp_table *table;
     int stop_fd; /* eventfd, readable for good once it is over */
     dbp_log_fn log;
     pthread_mutex_t lock; /* guards all below */
@@ -111,14 +114,25 @@ static void answer_failed(struct connector *c, const union dbp_wire_any *msg, co
     answer(c, &reply, -1);
 }
 
-static void do_job(struct connector *c, const struct job *job) {
+/* A KILL may have waited long, for a server that did not answer. Its session's place tells whether it is still to be
+ * ended: the broker leaves CLOSING when the server has hung up (as every server that ends does) or it gave up. */
+static bool still_closing(void *arg) {
+    const struct job *job = arg;
+    const struct dbp_session *session = &job->table->sessions[job->msg.kill.session];
+
+    return dbp_word_state(atomic_load(&session->word)) == DBP_CLOSING &&
+           atomic_load(&session->incarnation) == job->msg.kill.incarnation;
+}
+
+static void do_job(struct connector *c, struct job *job) {
     const struct dbp_pool_spec *spec = spec_of(job);
     struct dbp_error error = {0};
     union dbp_wire_any reply;
     int fd = -1;
 
     if (job->msg.head.type == DBP_WIRE_KILL) {
-        if (dbp_login_kill(spec, c->stop_fd, job->msg.kill.connection_id, &error))
+        if (!still_closing(job) ||
+            dbp_login_kill(spec, c->stop_fd, job->msg.kill.connection_id, still_closing, job, &error))
             error = (struct dbp_error){0}; /* 1094 is a success: it was gone already */
         answer_failed(c, &job->msg, &error);
         return;
@@ -213,13 +227,15 @@ static void enqueue(struct connector *c, const union dbp_wire_any *msg) {
     struct job *job = NULL;
     bool queued = false;
 
-    if (!spec_is_sane(msg->head.type == DBP_WIRE_OPEN ? &msg->open.spec : &msg->kill.spec))
+    if (!spec_is_sane(msg->head.type == DBP_WIRE_OPEN ? &msg->open.spec : &msg->kill.spec) ||
+        (msg->head.type == DBP_WIRE_KILL && msg->kill.session >= DBP_SESSIONS_MAX))
         dbp_login_error(&error, CR_UNKNOWN_ERROR, "HY000", "dbpool: the pool's specification is damaged");
     else if (!(job = malloc(sizeof *job)))
         dbp_login_error(&error, CR_OUT_OF_MEMORY, "HY000", "dbpool: the connector has no memory for a job");
     else {
         job->msg = *msg;
         job->next = NULL;
+        job->table = c->table;
         pthread_mutex_lock(&c->lock);
         if (c->n_jobs < JOBS_MAX) {
             *c->lastp = job;
@@ -270,8 +286,9 @@ static void serve(struct connector *c) {
     }
 }
 
-int dbp_connector_run(int channel, dbp_log_fn log) {
-    struct connector c = {.channel = channel, .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .log = log};
+int dbp_connector_run(int channel, const struct dbp_table *table, dbp_log_fn log) {
+    struct connector c = {
+        .channel = channel, .table = table, .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .log = log};
     pthread_t threads[THREADS];
     size_t n = 0;
     int rc = 0;
@@ -317,7 +334,7 @@ int dbp_connector_main(const struct dbp_share *share, uint64_t deadline_us, dbp_
 
     if (rc != 0)
         return rc;
-    rc = dbp_connector_run(channel, log);
+    rc = dbp_connector_run(channel, share->table, log);
     close(channel);
     return rc;
 }

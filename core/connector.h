@@ -8,9 +8,10 @@
 #include "wire.h"
 
 /* Runs the connector on an attached channel until the broker closes it. Blocks; call it in a process of its own.
+ * table is only read: a KILL whose session has ended meanwhile, or was given up, is not sent.
  * Answers each OPEN by OPENED (+fd, non-blocking, the broker's to keep) or FAILED, each KILL by KILLED, in any order.
  * 0 when the broker hung up, -errno. */
-int dbp_connector_run(int channel, dbp_log_fn log) DBP_MUST_USE;
+int dbp_connector_run(int channel, const struct dbp_table *table, dbp_log_fn log) DBP_MUST_USE;
 
 /* Attaches as connector (role DBP_ROLE_CONNECTOR) and runs; returns as dbp_connector_run, DBP_E_TIMEOUT when the broker
  * does not answer until deadline_us. */

@@ -224,9 +224,10 @@ uint16_t dbp_lease_status(const struct dbp_client *client, const struct dbp_leas
 bool dbp_lease_valid(const struct dbp_client *client, const struct dbp_lease *lease);
 
 /* A new fd (CLOEXEC, non-blocking, owned by the caller) of the leased session, and its facts: asked of the broker, one
- * round trip, bounded by deadline_us. The open file description is shared with other processes: never change its flags
- * or options. Any thread. 0, DBP_E_STALE, DBP_E_TIMEOUT, DBP_E_CLOSED, -EMFILE (this process has as many files open as
- * it may; the lease and the session are as they were), -errno. */
+ * round trip, bounded by deadline_us. The fd is guarded already: dbp_unguard_fd before it is closed. The open file
+ * description is shared with other processes: never change its flags or options. Any thread. 0, DBP_E_STALE,
+ * DBP_E_TIMEOUT, DBP_E_CLOSED, -EMFILE (this process has as many files open as it may; the lease and the session are as
+ * they were), -errno. */
 int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, uint64_t deadline_us, int *fdp,
                       struct dbp_session_facts *factsp) DBP_MUST_USE;
 

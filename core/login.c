@@ -214,13 +214,15 @@ static bool login(int stop_fd, const struct dbp_pool_spec *spec, const char *db,
     return true;
 }
 
-bool dbp_login_kill(const struct dbp_pool_spec *spec, int stop_fd, uint32_t connection_id, struct dbp_error *errorp) {
+bool dbp_login_kill(const struct dbp_pool_spec *spec, int stop_fd, uint32_t connection_id, bool (*wanted)(void *arg),
+                    void *arg, struct dbp_error *errorp) {
     struct login l = {NULL, NULL};
     char sql[64];
 
     snprintf(sql, sizeof sql, "KILL CONNECTION %u", connection_id);
     bool done = login(stop_fd, spec, NULL, &l, errorp);
-    if (done)
+    /* Numbers only grow in one life of a server: one above our own is of a former life. */
+    if (done && mysql_thread_id(l.mysql) > connection_id && (!wanted || wanted(arg)))
         done = run(l.mysql, sql, NULL, NULL, errorp) || errorp->code == ER_NO_SUCH_THREAD;
     logout(&l);
     return done;
@@ -253,7 +255,7 @@ bool dbp_login_open(const struct dbp_pool_spec *spec, int stop_fd, struct dbp_se
     /* A statement that took too long goes on at the server, in a session that nobody counts any more (I3). */
     if (lost != 0) {
         struct dbp_error second; /* the first one is the cause */
-        if (!dbp_login_kill(spec, stop_fd, lost, &second))
+        if (!dbp_login_kill(spec, stop_fd, lost, NULL, NULL, &second))
             return false;
     }
     return done;

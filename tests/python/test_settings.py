@@ -263,7 +263,14 @@ class Split(unittest.TestCase):
             'unload_timeout_ms': 0, 'retire_interval_ms': 0, 'retire_quantity': 0,
             'init_sql': [b'SET @a = 1', b"SET SESSION sql_mode='STRICT_ALL_TABLES'",
                          b'SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED', b'SET SQL_AUTO_IS_NULL = 0']})
-        self.assertEqual(local, {'conv': conv, 'read_timeout': 3, 'use_unicode': True, 'local_infile': False})
+        self.assertEqual(local, {'conv': conv, 'read_timeout': 3, 'write_timeout': 300, 'use_unicode': True,
+                                 'local_infile': False})
+
+    def test_reads_and_writes_are_bounded_unless_told_otherwise(self):
+        _, local = self.split({})
+        self.assertEqual((local['read_timeout'], local['write_timeout']), (300, 300))
+        _, local = self.split({'read_timeout': None, 'write_timeout': 7})
+        self.assertEqual((local['read_timeout'], local['write_timeout']), (None, 7))
 
     def test_older_names(self):
         spec, local = self.split({'db': 'd', 'passwd': 'p', 'unix_socket': '/s'})

@@ -7,8 +7,9 @@ Standard library and PyMySQL only. Everything lives in a temporary directory and
 from .mariadb import Server
 from .procs import (descendants, fd_census, free_port, is_alive, session_sockets, start_time, voluntary_switches,
                     wait_until)
+from .proxy import Proxy
 from .uwsgi import Uwsgi
 from .web import Response, concurrently, fetch, in_background
 
-__all__ = ['Response', 'Server', 'Uwsgi', 'concurrently', 'descendants', 'fd_census', 'fetch', 'free_port',
+__all__ = ['Proxy', 'Response', 'Server', 'Uwsgi', 'concurrently', 'descendants', 'fd_census', 'fetch', 'free_port',
            'in_background', 'is_alive', 'session_sockets', 'start_time', 'voluntary_switches', 'wait_until']

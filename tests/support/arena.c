@@ -182,8 +182,10 @@ static bool have_all(struct arena *arena) {
             rc = session_query(fd, "Q 99", &nonce, NULL);
         if (rc != 0 || nonce != 99)
             whole = complain("I5: the answer of a session", rc, 0);
-        if (fd >= 0)
+        if (fd >= 0) {
+            dbp_unguard_fd(arena->client, fd);
             close(fd);
+        }
     }
     while (n-- > 0)
         if (dbp_release(arena->client, &leases[n], 2, DBP_RETURN_CLEAN) != 0)

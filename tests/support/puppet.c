@@ -28,8 +28,10 @@ static int obey(struct puppet *p, const struct dbp_share *share, struct dbp_clie
     case PUPPET_CANCEL:
         return dbp_wait_cancel(*client, &p->waits[w], &p->leases[w]);
     case PUPPET_RELEASE:
-        if (p->fds[w] >= 0)
+        if (p->fds[w] >= 0) {
+            dbp_unguard_fd(*client, p->fds[w]);
             close(p->fds[w]);
+        }
         p->fds[w] = -1;
         return dbp_release(*client, &p->leases[w], p->status, p->how);
     case PUPPET_FETCH:

@@ -65,8 +65,10 @@ static void unstamp(struct racer *r, const struct holding *h) {
 static void give_back(struct racer *r, struct holding *h) {
     enum dbp_return how = h->dirty ? DBP_RETURN_DOOM : h->transaction ? DBP_RETURN_RESET : DBP_RETURN_CLEAN;
 
-    if (h->fd >= 0)
+    if (h->fd >= 0) {
+        dbp_unguard_fd(r->client, h->fd);
         close(h->fd);
+    }
     unstamp(r, h);
     step(r, RACER_RELEASING);
     int rc = dbp_release(r->client, &h->lease, h->transaction ? 3 : 2, how);

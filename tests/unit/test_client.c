@@ -336,6 +336,7 @@ static void test_fetching_gives_a_private_fd(void **state) {
     assert_int_equal(dbp_session_fetch(client, &lease, in_seconds(WAIT_S), &fd, &facts), 0);
     assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
     assert_int_equal(facts.connection_id, 42);
+    dbp_unguard_fd(client, fd);
     close(fd);
 }
 
@@ -364,6 +365,7 @@ static void test_I2_an_answer_that_comes_late_is_not_taken_for_the_next(void **s
     atomic_store(&broker.ask_mode, LATE);
     assert_int_equal(dbp_session_fetch(client, &lease, in_seconds(WAIT_S), &fd, &facts), 0);
     assert_int_equal(facts.connection_id, 42);
+    dbp_unguard_fd(client, fd);
     close(fd);
     assert_true(fd_census(0) <= before);
     atomic_store(&broker.ask_mode, SILENT);
@@ -757,12 +759,15 @@ static void test_holders_are_listed_by_what_they_hold(void **state) {
 
 /* A child must neither use nor keep what its parent had: every call says so, guarded fds lead nowhere. */
 static void test_I11_a_forked_child_can_do_nothing_with_its_parents_session(void **state) {
-    int wire[2], kept[2];
+    int wire[2], kept[2], fetched = -1;
+    struct dbp_session_facts fetched_facts;
     struct dbp_wait wait;
 
     (void)state;
     make_idle(0);
     struct dbp_lease lease = lease_one();
+    atomic_store(&broker.ask_mode, ANSWER);
+    assert_int_equal(dbp_session_fetch(client, &lease, in_seconds(WAIT_S), &fetched, &fetched_facts), 0);
     assert_int_equal(dbp_wait_begin(client, 0, DBP_WAIT_EVENT, &wait), 0);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, wire), 0);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, kept), 0);
@@ -806,6 +811,8 @@ static void test_I11_a_forked_child_can_do_nothing_with_its_parents_session(void
         struct dbp_client *own; /* and it may attach on its own */
         if (dbp_client_attach(&share, "child", in_seconds(WAIT_S), &own) != 0)
             _exit(11);
+        if (recv(fetched, &byte, 1, MSG_DONTWAIT) != 0) /* was guarded before anybody else could fork */
+            _exit(12);
         _exit(0);
     }
     atomic_store(&broker.slot, SLOT); /* whatever the child does with it */
@@ -821,6 +828,8 @@ static void test_I11_a_forked_child_can_do_nothing_with_its_parents_session(void
     struct dbp_lease next;
     assert_int_equal(dbp_wait_poll(client, &wait, &next), 0);
     dbp_unguard_fd(client, wire[0]);
+    dbp_unguard_fd(client, fetched);
+    close(fetched);
     for (int i = 0; i < 2; i++) {
         close(wire[i]);
         close(kept[i]);

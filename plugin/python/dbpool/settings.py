@@ -13,6 +13,11 @@ from .policy import ConfigurationError, Policy, policy  # noqa: F401 (for those 
 
 DEFAULT_CONNECT_TIMEOUT = 10  # seconds, as PyMySQL; libmysqlclient waits for ever
 
+# Seconds without a byte from (or to) the server. The drivers wait for ever: a server that stands still without closing
+# its connections would hold every request that met it, and with them the pool. Far beyond what a request may take, and
+# what proxies in front of uWSGI wait for; a statement that is longer than this is a batch job's, which can say so.
+DEFAULT_IO_TIMEOUT = 300
+
 # Protocol flags that are part of a pool's identity (core/dbpool.h: client_flags).
 FOUND_ROWS = 1 << 1
 LOCAL_FILES = 1 << 7
@@ -145,4 +150,6 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
     )
     local = {key: value for key, value in params.items() if key not in _SERVER_VISIBLE}
     local.update(driver.same_in_both(params))
+    for name in ("read_timeout", "write_timeout"):
+        local.setdefault(name, DEFAULT_IO_TIMEOUT)  # None is the driver's: no limit
     return spec, local

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""Kill storms: workers, the connector and sessions die all the time under load, and every answer is checked.
+
+DBPOOL_STORM_SECONDS (per configuration) and DBPOOL_SEED steer it; each prints one line of what it did. What must hold:
+
+  I1, I5  no reply of another request's (crosstalk), no session with two holders (double)
+  I2      afterwards every place of the pool can be leased at once, nobody waits
+  I3      the server never counts more of the pool's sessions than the cap
+  I6      of each transaction all is there or nothing, and nothing of one that was not committed
+  errors  only for requests whose worker or session was killed
+"""
+
+import os
+import random
+import re
+import signal
+import time
+import unittest
+import uuid
+from contextlib import suppress
+
+from tests.e2e.base import DATABASE, USER, WithServer
+from tests.e2e.storming import BROKEN, Census, Load, Storming
+from tests.support import in_background, start_time, wait_until
+
+SECONDS = float(os.environ.get('DBPOOL_STORM_SECONDS') or 12)
+SEED = int(os.environ.get('DBPOOL_SEED') or random.SystemRandom().randrange(10**9))
+
+HARAKIRI_S = 2
+
+
+class Storm(Storming, WithServer):
+    processes = 3
+    cap = 6
+    clients = 24
+    hows = ('commit', 'commit', 'commit', 'rollback', 'leave')
+    driver = 'mysqlclient'
+    options = {}
+    given = {}
+
+    def setUp(self):
+        self.make_storm_table()
+        self.chance = random.Random(SEED)
+        self.killed = set()  # processes
+        self.ended = set()  # sessions that the test killed at the server
+        self.counts = dict.fromkeys(('worker', 'session', 'stop', 'connector', 'harakiri'), 0)
+        size = self.cap - self.cap // 3
+        pool = {'pool_size': size, 'max_overflow': self.cap - size, 'timeout': 60}
+        options = {'module': 'storm:application', 'harakiri': HARAKIRI_S, **self.options}
+        self.uwsgi = self.entered(self.make_uwsgi(self.driver, self.mode, {'default': self.database(pool)},
+                                                  self.processes, options, self.given))
+
+    # ---- the faults ----
+
+    def workers(self):
+        pids = self.uwsgi.worker_pids()
+        return [pid for pid in pids.values() if start_time(pid)]
+
+    def kill_worker(self):
+        pids = self.workers()
+        if len(pids) < 2:
+            return  # somebody must be there to take the connections
+        pid = self.chance.choice(pids)
+        self.killed.add(pid)
+        os.kill(pid, signal.SIGKILL)
+        self.counts['worker'] += 1
+
+    def stop_worker(self):
+        pid = self.chance.choice(self.workers() or [0])
+        if not pid:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                time.sleep(0.05 + 0.7 * self.chance.random())
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            self.counts['stop'] += 1
+
+    def kill_connector(self):
+        for pid in self.uwsgi.helper_pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.counts['connector'] += 1
+
+    def kill_sessions(self):
+        ids = [row[0] for row in self.server.query(
+            'SELECT id FROM information_schema.processlist WHERE user = %s AND db = %s', (USER, DATABASE))]
+        for pk in self.chance.sample(ids, min(len(ids), self.chance.randint(1, 3))):
+            self.ended.add(pk)
+            with suppress(Exception):  # it has just gone by itself
+                self.server.kill_session(pk)
+                self.counts['session'] += 1
+
+    def get_stuck(self):
+        """Requests that only harakiri ends, and nothing else kills workers until it came; but the connector dies.
+
+        uWSGI 2.0.21 has one harakiri for all requests of a worker, and any that ends cancels it: so the others pause.
+        A prefork worker has one request."""
+        if self.counts['harakiri'] and (self.counts['harakiri'] > SECONDS / 20 or
+                                        self.end - time.monotonic() < 2 * HARAKIRI_S):
+            return
+        if self.mode != 'prefork':
+            self.load.pause()
+        pages = [in_background(self.uwsgi.get, '/stuck', nonce=uuid.uuid4().hex, s=300)
+                 for _ in range(1 if self.mode == 'prefork' else self.cap)]
+        time.sleep(HARAKIRI_S * self.chance.random())
+        self.kill_connector()
+        for page in pages:
+            with self.assertRaises(BROKEN) as ended:
+                page.result(90)
+            self.assertNotIsInstance(ended.exception, TimeoutError)
+        self.load.go_on()
+        self.counts['harakiri'] += 1
+
+    def storm(self):
+        self.end = time.monotonic() + SECONDS
+        faults = [self.kill_worker, self.kill_worker, self.kill_sessions, self.kill_sessions, self.stop_worker,
+                  self.stop_worker, self.kill_connector, self.get_stuck]
+        bag = []
+        # Each kind at least once, however slow the machine is.
+        while time.monotonic() < self.end or not all(self.counts.values()):
+            self.assertLess(time.monotonic(), self.end + 90, 'the storm does not come about: %r' % self.counts)
+            if not bag:
+                bag = self.chance.sample(faults, len(faults))
+            time.sleep(0.3 * self.chance.random())
+            bag.pop()()
+
+    # ---- the verdict ----
+
+    def of_harakiri(self):
+        return {int(pid) for pid in re.findall(r'HARAKIRI ON WORKER \d+ \(pid: (\d+)', self.uwsgi.log())}
+
+    def judge(self, asked):
+        """Why this answer may not be, or None."""
+        if isinstance(asked.answer, BROKEN) and not isinstance(asked.answer, TimeoutError):
+            pid = self.noted.get(asked.nonce)
+            # Without a note the request never began: it was in the accepted connections of a worker that died.
+            return None if pid is None or pid in self.killed else 'no answer from %d, which was not killed' % pid
+        why = self.wrong(asked)
+        if why is None and asked.error and asked.page.get('id') not in self.ended:
+            why = 'an error, and nobody killed its session'
+        return why
+
+    def read_notes(self):
+        self.noted = {}
+        with open(os.path.join(self.meet, 'notes')) as f:
+            for line in f:
+                nonce, pid = line.split()
+                self.noted[nonce] = int(pid)
+
+    def test_storm(self):
+        try:
+            self.run_storm()
+        except BaseException:
+            print('storm: DBPOOL_SEED=%d' % SEED, flush=True)
+            raise
+
+    def run_storm(self):
+        census = Census(self.server, self.cap)
+        census.start()
+        self.load = load = Load(self.uwsgi, SEED, self.clients, self.hows)
+        try:
+            self.storm()
+        finally:
+            load.stop()
+        wait_until(lambda: len(self.workers()) == self.processes, 60, 'all workers are there again')
+        wait_until(lambda: len(self.uwsgi.helper_pids()) == 1, 60, 'and the connector')
+        self.uwsgi.note_processes()
+        whole = self.whole(self.uwsgi)
+        census.stop()
+
+        self.killed |= self.of_harakiri()
+        self.read_notes()
+        good = [asked.page for asked in load.done if asked.page]
+        crosstalk = [page for page in good if page['crosstalk']]
+        double = [page for page in good if page['double']]
+        wrong = [(why, asked) for asked in load.done for why in [self.judge(asked)] if why]
+        print('storm: leases=%d kills=%d lost=%d double=%d crosstalk=%d (%s; %d requests, %d cut off, %d errors; server '
+              'sessions: peak %d, cap %d)'
+              % (whole['acquires'], sum(self.counts.values()) - self.counts['stop'], whole['size'] - whole['idle'],
+                 len(double), len(crosstalk), ', '.join('%s %d' % item for item in sorted(self.counts.items())),
+                 len(load.done), len(load.done) - len(good), sum(asked.error is not None for asked in load.done),
+                 census.peak, self.cap), flush=True)
+        self.assertEqual(crosstalk, [])
+        self.assertEqual(double, [])
+        self.assertEqual(wrong, [])
+        self.assertIsNone(census.failed)
+        self.assertGreater(census.samples, 20)
+        self.assertIsNone(census.over, 'more sessions than the cap')
+        self.assertGreater(len(good), 100, 'too little happened for this to mean anything')
+        self.check_transactions(load.done)
+        self.all_at_once(self.uwsgi, self.cap)
+        self.assertLessEqual(len(self.whole(self.uwsgi) and self.sessions()), self.cap)
+
+
+class Gevent(Storm, unittest.TestCase):
+    """Worker 2 has another driver than its siblings: both use the same sessions in turn."""
+
+    mode = 'gevent'
+    hows = Storm.hows + ('timeout',)
+    options = {'lazy-apps': True}
+    given = {'per_worker': {'2': {'driver': 'pymysql'}}}
+
+
+class Threads(Storm, unittest.TestCase):
+    mode = 'threads'
+    driver = 'pymysql'
+
+
+class Prefork(Storm, unittest.TestCase):
+    mode = 'prefork'
+    processes = 6
+    cap = 4
