@@ -161,8 +161,7 @@ class Configuration(WithServer, unittest.TestCase):
                 self.refused(self.database(dict(good, **{key: value})), key)
 
     def test_options_that_cannot_be_pooled(self):
-        for key, value in [('read_default_file', '/etc/mysql/my.cnf'), ('ssl', {'ca': '/etc/ssl/x'}),
-                           ('compress', True)]:
+        for key, value in [('ssl', {'ca': '/etc/ssl/x'}), ('compress', True)]:
             with self.subTest(key):
                 self.refused(self.database(options={key: value}), key)
 

@@ -122,7 +122,7 @@ class Refused(unittest.TestCase):
 
     def test_options(self):
         with uwsgi():
-            self.assertIn('read_default_file', self.refusal(wrapper(OPTIONS={'read_default_file': '/x'})))
+            self.assertIn('ssl_ca', self.refusal(wrapper(OPTIONS={'ssl_ca': '/x'})))
 
     def test_said_in_the_log_once(self):
         logging.getLogger('dbpool').setLevel(logging.NOTSET)

@@ -123,7 +123,7 @@ class Connect(Inside):
 
     def test_refused_arguments(self):
         for module in MODULES:
-            for more in ({'ssl': {'ca': 'x'}}, {'ssl_ca': 'x'}, {'read_default_file': '/etc/my.cnf'}, {'port': 'x'},
+            for more in ({'ssl': {'ca': 'x'}}, {'ssl_ca': 'x'}, {'compress': 1}, {'port': 'x'},
                          {'compress': True}):
                 text = self.refused(module, **more)
                 self.assertIn(next(iter(more)), text)
@@ -146,7 +146,7 @@ class Connect(Inside):
 
     def test_pool_keywords_are_checked_at_manage(self):
         with self.assertRaises(managed.ConfigurationError) as caught:
-            dbpool.manage(MySQLdb, pool_size=0, pool_sise=4)
+            dbpool.manage(MySQLdb, pool_size=-1, pool_sise=4)
         for word in ("dbpool.manage()['pool_size'] must be", "'pool_sise'", 'max_overflow'):
             self.assertIn(word, str(caught.exception))
         self.assertEqual(dbpool.manage(MySQLdb, preset='fast_and_sane', pool_size=7)._dbpool_policy[:3], (7, 10, 30))

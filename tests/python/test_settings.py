@@ -8,7 +8,7 @@ from tests.python import BUILD  # noqa: F401 (finds the package)
 
 from dbpool import DjangoPoolParams, settings
 
-DRIVER = SimpleNamespace(PASSWORD_ENCODING='latin1', EMPTY_SQL_MODE_IS_SENT=True,
+DRIVER = SimpleNamespace(PASSWORD_ENCODING='latin1', EMPTY_SQL_MODE_IS_SENT=True, OPTION_FILE='libmariadb',
                          address=lambda host, path: ('', path) if path else (host or 'localhost', ''),
                          client_flags=lambda params: (params.get('client_flag') or 0) | 1 << 30,
                          same_in_both=lambda params: {'local_infile': bool(params.get('local_infile'))})
@@ -41,12 +41,13 @@ class Pool(unittest.TestCase):
 
     def test_wrong_values_are_named_with_what_was_expected(self):
         for key, value, expected in [
-            ('pool_size', 0, 'an integer from 1 to 1024'), ('pool_size', -1, 'an integer'),
+            ('pool_size', -1, 'an integer from 0 to 1024'),
             ('pool_size', 1025, '1024'), ('pool_size', '5', 'an integer'), ('pool_size', 5.0, 'an integer'),
             ('pool_size', True, 'an integer'), ('pool_size', None, 'an integer'),
             ('max_overflow', -2, 'an integer from 0 to 1024, or -1'), ('timeout', -1, 'a number of seconds from 0 to 86400'),
-            ('timeout', 'soon', 'a number'), ('timeout', None, 'a number'), ('timeout', float('nan'), 'a number'),
-            ('timeout', float('inf'), 'a number'), ('recycle', 0, 'at least 1'), ('recycle', 1.5, 'at least 1'),
+            ('timeout', 'soon', 'a number'), ('timeout', float('nan'), 'a number'),
+            ('timeout', float('inf'), 'a number'), ('recycle', 0, 'at least 1'), ('recycle', 0.5, 'at least 1'),
+            ('recycle', float('nan'), 'at least 1'), ('recycle', float('inf'), 'at least 1'),
             ('recycle', True, 'at least 1'), ('recycle', -2, 'at least 1'),
         ]:
             with self.subTest(key=key, value=value):
@@ -57,7 +58,7 @@ class Pool(unittest.TestCase):
                 self.assertIn('not %r' % (value,), problem)
 
     def test_all_problems_come_in_one_message(self):
-        _, problems = problems_of({'pool_size': 0, 'timeout': 'x', 'nonsense': 1})
+        _, problems = problems_of({'pool_size': -1, 'timeout': 'x', 'nonsense': 1})
         self.assertEqual(len(problems), 3)
         with self.assertRaises(settings.ConfigurationError) as caught:
             settings.raise_problems(problems)
@@ -81,6 +82,28 @@ class Pool(unittest.TestCase):
         found, _ = problems_of({'pool_size': 24, 'max_overflow': -1})
         self.assertEqual(found.max_overflow, 1000)
 
+    def test_pool_size_0_keeps_what_max_overflow_allows(self):
+        """QueuePool's queue without limit: nothing that comes back is ended, and max_overflow is the cap."""
+        for overflow, cap in [(7, 7), (-1, 1024)]:
+            found, problems = problems_of({'pool_size': 0, 'max_overflow': overflow})
+            self.assertEqual((problems, found.pool_size, found.max_overflow), ([], cap, 0))
+        found, (problem,) = problems_of({'pool_size': 0, 'max_overflow': 0})
+        self.assertIsNone(found)
+        for word in ("'default'", 'pool_size 0', 'max_overflow 0', '-1'):
+            self.assertIn(word, problem)
+        for preset in ('slow_and_safe', 'fast_and_wild'):
+            self.assertIn('max_overflow 0', problems_of({'preset': preset, 'pool_size': 0})[1][0])
+        self.assertEqual(problems_of({'preset': 'fast_and_sane', 'pool_size': 0})[0][:2], (10, 0))
+        self.assertEqual(problems_of({'pool_size': 0, 'max_overflow': 4, 'min_size': 4})[0].min_size, 4)
+        self.assertIn('min_size', problems_of({'pool_size': 0, 'max_overflow': 4, 'min_size': 5})[1][0])
+
+    def test_what_the_ancestor_took(self):
+        """Forms that SQLAlchemy and the ancestor accept: no limit in time, part seconds, keys that are None."""
+        self.assertEqual(problems_of({'timeout': None})[0].timeout, 86400)
+        self.assertEqual([problems_of({'recycle': value})[0].recycle for value in (1.5, 3600.0, -1.0)], [1, 3600, 0])
+        for key in ('pre_ping', 'django_pre_ping', 'use_threadlocal', 'django_reset_on_return'):
+            self.assertEqual(problems_of({key: None}), problems_of({}))
+
     def test_reset_on_return(self):
         for value, commit in [('commit', True), ('rollback', False), (None, False), (True, False), (False, False)]:
             self.assertIs(problems_of({'reset_on_return': value})[0].commit, commit, value)
@@ -95,9 +118,9 @@ class Pool(unittest.TestCase):
             ('idle_timeout', -1, 'at least 1'), ('keepalive', True, 'at least 1'), ('max_waiting', 16385, '16384'),
             ('max_waiting', None, 'an integer'), ('reset_on_return', 'off', "'rollback', 'commit' or None"),
             ('reset_on_return', 1, "'rollback'"), ('pre_ping', 1, 'True or False'), ('django_pre_ping', 'x', 'True or'),
-            ('use_threadlocal', None, 'True or'), ('django_reset_on_return', 0, 'True or'),
+            ('use_threadlocal', 0, 'True or'), ('django_reset_on_return', 0, 'True or'),
             ('leak_threshold', 0, 'above 0'), ('leak_threshold', 'x', 'above 0'), ('django_pool_class', 'lifo', 'QueuePool'),
-            ('django_pool_class', int, 'QueuePool'), ('django_core_pool_size', 0, 'a callable'),
+            ('django_pool_class', int, 'QueuePool'), ('django_core_pool_size', -1, 'a callable'),
             ('django_core_pool_size', 2.0, 'an integer'), ('django_unload_timeout', -1, 'a callable'),
             ('django_retire_interval', 'x', 'a callable'), ('django_retire_quantity', -1, 'a callable'),
         ]:
@@ -161,6 +184,14 @@ class PoolClass(unittest.TestCase):
         self.assertEqual(self.spec({'django_pool_class': 'django', 'pool_size': 7}), [7, 0, 0, 1])
         self.assertEqual(self.spec({'django_pool_class': 'django', 'django_retire_quantity': 0})[3], 1)
         self.assertEqual(self.spec({'django_pool_class': 'django', 'django_retire_interval': 0.0001})[2], 1)
+
+    def test_no_core_is_one(self):
+        """0 is none for the ancestor, and also its default where pool_size is 0; the broker's 0 would be "no core"."""
+        for pool in ({'pool_size': 6, 'django_core_pool_size': 0}, {'pool_size': 0, 'max_overflow': 6},
+                     {'pool_size': 6, 'django_core_pool_size': lambda: 0}):
+            self.assertEqual(self.spec(dict(pool, django_pool_class='django'))[0], 1)
+        self.assertEqual(self.spec({'pool_size': 0, 'max_overflow': 6, 'django_core_pool_size': 4,
+                                    'django_pool_class': 'django'})[0], 4)
 
     def test_callables_are_called_at_registration_only(self):
         calls = []
@@ -231,8 +262,7 @@ class Presets(unittest.TestCase):
 
 class Options(unittest.TestCase):
     def test_what_cannot_be_pooled(self):
-        for key, value in [('read_default_file', '/etc/my.cnf'), ('read_default_group', 'x'), ('compress', True),
-                           ('named_pipe', True), ('ssl', {'ca': 'x'}), ('ssl_mode', 'REQUIRED'), ('ssl_ca', '/x'),
+        for key, value in [('compress', True), ('named_pipe', True), ('ssl', {'ca': 'x'}), ('ssl_mode', 'REQUIRED'), ('ssl_ca', '/x'),
                            ('auth_plugin', 'x'), ('ssl_verify_cert', True)]:
             problems = []
             settings.check_options('default', {key: value}, problems)
@@ -241,7 +271,7 @@ class Options(unittest.TestCase):
 
     def test_switched_off_ones_are_no_problem(self):
         problems = []
-        settings.check_options('default', {'compress': False, 'ssl': None, 'read_default_file': ''}, problems)
+        settings.check_options('default', {'compress': False, 'ssl': None, 'named_pipe': ''}, problems)
         self.assertEqual(problems, [])
 
 

@@ -18,6 +18,7 @@ import types
 
 from . import drivers, host, settings
 from . import pool as pools
+from .once import Once
 from .settings import ConfigurationError
 
 FACTS_SQL = "SELECT 1"  # nobody asks for facts here
@@ -34,6 +35,7 @@ _POLICY_KEYS = frozenset(
     "connect_timeout_s pool_size max_overflow recycle_s max_lifetime_s idle_timeout_s keepalive_s min_size max_waiting "
     "core_size unload_timeout_ms retire_interval_ms retire_quantity".split()
 )
+_DEFAULT_PORTS = (None, 0, 3306)  # said or not, it is one pool
 _NAME = "dbpool.manage"  # stands for an alias in the texts of settings.py until there is one
 
 _met = {}  # alias -> (Policy, password): what this process said of it first
@@ -81,7 +83,7 @@ class Managed(types.ModuleType):
         self._dbpool_driver = drivers.of(module)
         self._dbpool_policy = policy
         self._dbpool_kind = kind
-        self._dbpool_known = []  # [(arguments, alias), ...]
+        self._dbpool_known = []  # [(arguments, (arguments with the option file's, alias)), ...]
         self.Connect = self.connect
         if not isinstance(module.Connection, type):
             self.Connection = self.connect
@@ -109,8 +111,7 @@ class Managed(types.ModuleType):
                 return module.connect(*args, **kwargs)
         except host.NotReady as why:
             raise module.OperationalError(0, str(why)) from None
-        params = _named(args, kwargs)
-        alias = self._dbpool_alias(params)
+        params, alias = self._dbpool_resolved(_named(args, kwargs))
         try:
             profile = pools.profile(
                 module, alias, self._dbpool_policy, params, bool(params.get("autocommit", False)), None, FACTS_SQL
@@ -119,16 +120,30 @@ class Managed(types.ModuleType):
             raise ConfigurationError(_said(str(wrong), alias, _NAME + "()")) from None
         return profile.connect()
 
-    def _dbpool_alias(self, params):
-        for have, alias in self._dbpool_known:
+    def _dbpool_resolved(self, params):
+        """(arguments with what an option file adds, the pool's alias)"""
+        for have, found in self._dbpool_known:
             if have == params:
-                return alias
+                return found
+        once = Once.of("managed")
+        with once.lock(_NAME):  # else the first ones in many threads would each count as another set of arguments
+            for have, found in self._dbpool_known:
+                if have == params:
+                    return found
+            found = self._dbpool_resolve(params)
+            self._dbpool_known.append((params, found))
+            return found
+
+    def _dbpool_resolve(self, params):
         autocommit = params.get("autocommit", False)
         if autocommit is None:
             raise ConfigurationError(
                 "connect(): autocommit=None (whatever the server has) cannot be pooled: say True or False"
             )
         try:
+            params = settings.with_option_file(_NAME, params, self._dbpool_driver)
+            if params.get("port") in _DEFAULT_PORTS:
+                params.pop("port", None)
             spec, _ = settings.split(
                 _NAME, params, self._dbpool_policy, self._dbpool_driver, autocommit, None, FACTS_SQL
             )
@@ -142,13 +157,12 @@ class Managed(types.ModuleType):
             )
         if password != spec["password"]:
             raise ConfigurationError("dbpool: pool '%s' is in use in this process with another password" % alias)
-        if sum(known == alias for _, known in self._dbpool_known) >= VARIANTS_MAX:
+        if sum(known == alias for _, (_, known) in self._dbpool_known) >= VARIANTS_MAX:
             raise ConfigurationError(
                 "dbpool: connect() to pool '%s' was called with %d different sets of arguments; conv, cursorclass and "
                 "the like must be the same objects each time" % (alias, VARIANTS_MAX)
             )
-        self._dbpool_known.append((params, alias))
-        return alias
+        return params, alias
 
 
 def _named(args, kwargs):
@@ -161,8 +175,6 @@ def _named(args, kwargs):
         if name in params:
             raise TypeError("connect() got multiple values for argument %r" % name)
         params[name] = dict(value) if isinstance(value, dict) else value
-    if params.get("port") in (None, 0, 3306):
-        params.pop("port", None)  # said or not, it is one pool
     return params
 
 

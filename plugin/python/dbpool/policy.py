@@ -4,13 +4,13 @@
 The names are those of SQLAlchemy's QueuePool and of django-db-conn-pool, so that settings written for them work; but
 here they count for the whole uWSGI instance, all workers together. All are optional.
 
-    pool_size       sessions that are kept, default 5
+    pool_size       sessions that are kept, default 5; 0: all that were opened, and max_overflow alone is the cap
     max_overflow    further sessions while they are needed, ended when they come back and nobody waits; default 10.
                     pool_size + max_overflow is the cap; -1: as many as the table has
     min_size        sessions that are open also when nobody asks, default 0
-    timeout         seconds that a request waits for a session, default 30; 0: does not wait
+    timeout         seconds that a request waits for a session, default 30; 0: does not wait; None: a day
     max_waiting     with so many waiting, the next is refused at once; 0 (default): no limit but the queue's
-    recycle         seconds after which a session is ended instead of handed out; None or -1 (default): no limit
+    recycle         seconds after which a session is ended instead of handed out; None (default) or -1: no limit
     max_lifetime    the same, but each session a random part earlier and replaced before; None (default): no limit
     idle_timeout    seconds without use after which a session above min_size is ended; None (default): none is
     keepalive       seconds of silence after which an idle session is pinged; None (default): never
@@ -26,7 +26,7 @@ here they count for the whole uWSGI instance, all workers together. All are opti
 
     django_pool_class   'queue' (default) or 'django'; the ancestors' classes are known by their names. The next four
                         act with 'django' only, and each may be a callable: evaluated when the pool is registered.
-    django_core_pool_size    idle sessions above it are retired; None (default): pool_size
+    django_core_pool_size    idle sessions above it are retired; None (default): pool_size; 0 counts as 1
     django_unload_timeout    with that many leased, a random part of so many seconds passes before one more is opened
     django_retire_interval   seconds between two retirements; None (default): never
     django_retire_quantity   sessions per retirement, default 1
@@ -60,6 +60,8 @@ PRESETS = {
         "max_overflow": 0,
         "timeout": 30,
         "recycle": 120,
+        "dialect": None,
+        "pre_ping": False,
         "use_threadlocal": True,
         "reset_on_return": "rollback",
     },
@@ -71,6 +73,8 @@ PRESETS = {
         "max_overflow": 10,
         "timeout": 30,
         "recycle": 3600,
+        "dialect": None,
+        "pre_ping": False,
         "use_threadlocal": False,
         "reset_on_return": None,
     },
@@ -86,12 +90,15 @@ PRESETS = {
         "max_overflow": 0,
         "timeout": 30,
         "recycle": 3600,
+        "dialect": None,
+        "pre_ping": False,
         "use_threadlocal": False,
         "reset_on_return": None,
     },
 }
 
 _SECONDS_MAX = 2**31 - 1
+_WAIT_MAX = 86400  # seconds
 
 
 # ---- what a value may be: functions that return it, or raise ValueError(what was expected) ----
@@ -122,7 +129,18 @@ def _limit(none, what):
     return check
 
 
-_recycle = _limit((None, -1), "a number of seconds, at least 1, or None or -1 for no limit")
+def _recycle(value):
+    """Part seconds are dropped: nobody is handed a session past its age."""
+    whole = int(value) if isinstance(value, float) and abs(value) <= _SECONDS_MAX else value
+    return _limit((None, -1), "a number of seconds, at least 1, or None or -1 for no limit")(whole)
+
+
+def _timeout(value):
+    """QueuePool's None waits for ever. Nothing does here."""
+    check = _number((int, float), 0, _WAIT_MAX, "a number of seconds from 0 to %d, or None for so many" % _WAIT_MAX)
+    return _WAIT_MAX if value is None else check(value)
+
+
 _period = _limit((None, 0), "a whole number of seconds, at least 1, or None or 0 for never")
 
 
@@ -132,9 +150,10 @@ def _max_overflow(value):
 
 
 def _bool(value):
-    if not isinstance(value, bool):
+    """None is what the ancestor has for a key that is not there."""
+    if value is not None and not isinstance(value, bool):
         raise ValueError("True or False")
-    return value
+    return bool(value)
 
 
 def _anything(value):
@@ -164,13 +183,14 @@ def _pool_class(value):
 
 
 def _seconds(value):
-    check = _number((int, float), 0, 86400, "a number of seconds from 0 to 86400, None, or a callable that returns one")
-    return 0 if value is None else check(value)
+    what = "a number of seconds from 0 to %d, None, or a callable that returns one" % _WAIT_MAX
+    return 0 if value is None else _number((int, float), 0, _WAIT_MAX, what)(value)
 
 
 def _core_size(value):
-    what = "an integer from 1 to %d, None, or a callable that returns one" % SESSIONS_MAX
-    return None if value is None else _number(int, 1, SESSIONS_MAX, what)(value)
+    # 0 is none at all for the ancestor. Here one stays: the broker's 0 is "no core".
+    what = "an integer from 0 to %d, None, or a callable that returns one" % SESSIONS_MAX
+    return None if value is None else _number(int, 0, SESSIONS_MAX, what)(value) or 1
 
 
 def _quantity(value):
@@ -180,9 +200,9 @@ def _quantity(value):
 
 
 _KEYS = {
-    "pool_size": (5, _integer(1, SESSIONS_MAX)),
+    "pool_size": (5, _integer(0, SESSIONS_MAX)),
     "max_overflow": (10, _max_overflow),
-    "timeout": (30, _number((int, float), 0, 86400, "a number of seconds from 0 to 86400")),
+    "timeout": (30, _timeout),
     "recycle": (None, _recycle),
     "min_size": (0, _integer(0, SESSIONS_MAX)),
     "max_lifetime": (None, _period),
@@ -250,10 +270,12 @@ def policy(alias, pool, problems):
             _checked(alias, key, check, value, problems)
     if len(problems) > before:
         return None
+    where = "DATABASES[%r]['POOL']: " % alias
     if values["max_overflow"] == -1:
         values["max_overflow"] = SESSIONS_MAX - values["pool_size"]
+    if values["pool_size"] == 0:
+        _keep_all(where, values, later, problems)
     size, cap = values["pool_size"], values["pool_size"] + values["max_overflow"]
-    where = "DATABASES[%r]['POOL']: " % alias
     if cap > SESSIONS_MAX:
         problems.append(where + "pool_size + max_overflow must be at most %d, not %d" % (SESSIONS_MAX, cap))
     if values["min_size"] > size:
@@ -266,6 +288,19 @@ def policy(alias, pool, problems):
     if len(problems) > before:
         return None
     return Policy(**{name: values[name] for name in Policy._fields if name in values})
+
+
+def _keep_all(where, values, later, problems):
+    """pool_size 0, as QueuePool has it: its queue is without limit, so that each session that comes back is kept, and
+    its count of sessions starts at 0, so that max_overflow is the cap. The core is pool_size, where it is not said."""
+    if values["max_overflow"] == 0:
+        problems.append(
+            where + "pool_size 0 keeps as many sessions as max_overflow allows, and max_overflow 0 allows none: "
+            "say how many in one of them (max_overflow -1: as many as the table has)"
+        )
+    values["pool_size"], values["max_overflow"] = values["max_overflow"], 0
+    if later["core_size"] is None:
+        later["core_size"] = 0
 
 
 def evaluate(alias, policy, problems):
@@ -307,16 +342,21 @@ def _check_core(alias, cap, size, problems):
         )
 
 
+def _changed(name, default, updated):
+    params = {**default, **updated}
+    problems = [
+        "%s: %r is not an option; there are %s" % (name, key, ", ".join(NAMES))
+        for key in sorted(params)
+        if key not in NAMES
+    ]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return params
+
+
 def _preset(name):
     def make(**updated):
-        problems = [
-            "%s: %r is not an option; there are %s" % (name, key, ", ".join(NAMES))
-            for key in sorted(updated)
-            if key not in NAMES
-        ]
-        if problems:
-            raise ConfigurationError("\n".join(problems))
-        return {**PRESETS[name], **updated}
+        return _changed(name, PRESETS[name], updated)
 
     make.__doc__ = "A new POOL: the preset '%s' with changes; ConfigurationError for an unknown key." % name
     return staticmethod(make)
@@ -324,6 +364,11 @@ def _preset(name):
 
 class DjangoPoolParams:
     """The presets, by the names that they have in django-db-conn-pool."""
+
+    @staticmethod
+    def new(default, **updated):
+        """A POOL of one's own with changes; ConfigurationError for an unknown key."""
+        return _changed("DjangoPoolParams", default, updated)
 
     new_slow_safe = _preset("slow_and_safe")
     new_fast_sane = _preset("fast_and_sane")

@@ -11,6 +11,7 @@ import time
 
 from . import _dbpool, drivers, settings, waiting
 from .lease import Shared
+from .once import Once
 from .settings import ConfigurationError
 
 log = logging.getLogger("dbpool")
@@ -230,24 +231,25 @@ class Profile:
 
 # ---- finding them ----
 
-_profiles = {}  # alias -> [(key, Profile), ...]
-_epoch = _dbpool.epoch()
-
 
 def profile(database, alias, policy, params, autocommit, isolation_level, facts_sql, prepare=None):
     """The Profile for these settings; registers the pool when this process meets it first.
 
     Raises ConfigurationError."""
-    global _epoch
-    if _epoch != _dbpool.epoch():
-        # A forked child: what the parent made is the parent's. Its driver objects stay alive unused (native.c, wire.c).
-        _profiles.clear()
-        _epoch = _dbpool.epoch()
+    profiles = Once.of("profiles")  # what a parent process made is the parent's (native.c, wire.c)
     key = (params, policy, autocommit, isolation_level)
-    known = _profiles.setdefault(alias, [])
-    for have, found in known:
-        if have == key:
-            return found
+    found = profiles.get(alias, key)
+    if found is not None:
+        return found
+    with profiles.lock(alias):
+        found = profiles.get(alias, key)
+        if found is None:
+            made = _make_profile(database, alias, policy, params, autocommit, isolation_level, facts_sql, prepare)
+            found = profiles.put(alias, key, made)
+        return found
+
+
+def _make_profile(database, alias, policy, params, autocommit, isolation_level, facts_sql, prepare):
     driver = drivers.of(database)
     spec, local = settings.split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
     try:
@@ -261,9 +263,7 @@ def profile(database, alias, policy, params, autocommit, isolation_level, facts_
     pool = Pool(alias, pool_id, policy, bool(autocommit), database.OperationalError)
     if code:
         raise pool.error(_dbpool.E_CLOSED, REGISTER_TIMEOUT)
-    made = Profile(pool, driver, spec, local, prepare)
-    known.append((key, made))
-    return made
+    return Profile(pool, driver, spec, local, prepare)
 
 
 def announce(database, alias, policy, params, autocommit, isolation_level, facts_sql):

@@ -8,6 +8,7 @@ the rest belongs to the driver objects of one process.
 import math
 import re
 
+from . import optionfile
 from . import policy as policies
 from .policy import ConfigurationError, Policy, policy  # noqa: F401 (for those who look for them here)
 
@@ -27,8 +28,6 @@ MULTI_STATEMENTS = 1 << 16
 IDENTITY_FLAGS = FOUND_ROWS | LOCAL_FILES | IGNORE_SPACE | INTERACTIVE | MULTI_STATEMENTS
 
 _NOT_POOLED = {
-    "read_default_file": "write its values into DATABASES",
-    "read_default_group": "write its values into DATABASES",
     "compress": "sessions are not compressed",
     "named_pipe": "use HOST",
     "ssl": "sessions have no TLS to the server",
@@ -68,24 +67,36 @@ _SERVER_VISIBLE = frozenset(
 ) | frozenset(_NOT_POOLED)
 
 
+def with_option_file(alias, params, driver):
+    """The parameters with what the file of read_default_file says (optionfile.py), and without its name."""
+    try:
+        return optionfile.merged(params, driver.OPTION_FILE)
+    except optionfile.Unusable as wrong:
+        raise ConfigurationError("DATABASES[%r]['OPTIONS']: %s" % (alias, wrong)) from None
+
+
 def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql):
     """(spec, local): spec is a dict of dbp_pool_spec's fields, local the keyword arguments of this process's objects.
 
     params is what Django would give to the driver's connect(); driver is a module of dbpool.drivers. Raises
     ConfigurationError. The spec holds the password: do not log it."""
     problems = []
+    params = with_option_file(alias, params, driver)
     check_options(alias, params, problems)
 
     def text(*names):
         for name in names:
             value = params.get(name)
             if value is not None and value != "":
-                if isinstance(value, str):
-                    return value.encode(driver.PASSWORD_ENCODING if name in ("password", "passwd") else "utf-8")
-                if isinstance(value, bytes):
-                    return value
-                problems.append("DATABASES[%r]: %s must be a string, not %r" % (alias, name, type(value).__name__))
-                return b""
+                return encoded(name, value)
+        return b""
+
+    def encoded(name, value):
+        if isinstance(value, str):
+            return value.encode(driver.PASSWORD_ENCODING if name in ("password", "passwd") else "utf-8")
+        if isinstance(value, bytes):
+            return value
+        problems.append("DATABASES[%r]: %s must be a string, not %r" % (alias, name, type(value).__name__))
         return b""
 
     def number(name, default, low, high):
@@ -100,9 +111,11 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
     charset = text("charset") or b"utf8mb4"
     if not re.fullmatch(rb"[A-Za-z0-9_]+", charset):
         problems.append("DATABASES[%r]: charset %r is not a name" % (alias, params.get("charset")))
-    statements = []
-    if text("init_command"):
-        statements.append(text("init_command"))
+    # More than one only where an option file has some.
+    init_command = params.get("init_command") or ()
+    if not isinstance(init_command, tuple):
+        init_command = (init_command,)
+    statements = [encoded("init_command", one) for one in init_command]
     sql_mode = params.get("sql_mode")
     if sql_mode:
         if isinstance(sql_mode, str) and re.fullmatch(r"[A-Za-z0-9_, -]+", sql_mode):

@@ -2,6 +2,7 @@
 """The drivers that the pool knows. Each module has the same face, used by pool.py and settings.py:
 
     PASSWORD_ENCODING, EMPTY_SQL_MODE_IS_SENT   what the stock driver does with such a setting
+    OPTION_FILE                                 how the stock driver reads one (optionfile.py)
     address(host, unix_socket)                  -> (host, unix_socket) as the stock driver would reach them
     client_flags(params)                        -> the protocol flags that the stock driver would log in with
     same_in_both(params)                        -> server-visible options that a driver object must be told too

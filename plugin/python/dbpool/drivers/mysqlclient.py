@@ -16,13 +16,14 @@ import sys
 import MySQLdb
 import MySQLdb.connections
 
-from .. import _dbpool, waiting
+from .. import _dbpool, optionfile, waiting
 from ..lease import LeasedConnection
 from ..settings import LOCAL_FILES, ConfigurationError
 from . import SessionUnavailable, from_server
 
 PASSWORD_ENCODING = "utf-8"
 EMPTY_SQL_MODE_IS_SENT = False
+OPTION_FILE = optionfile.LIBMARIADB
 
 # For tests: behaves as if the client library had no I/O wait option.
 FORCE_FALLBACK = bool(os.environ.get("DBPOOL_FORCE_FALLBACK"))

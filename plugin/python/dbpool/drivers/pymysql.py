@@ -10,13 +10,14 @@ import pymysql
 from pymysql.connections import Connection as StockConnection
 from pymysql.constants import CLIENT
 
-from .. import _dbpool, waiting
+from .. import _dbpool, optionfile, waiting
 from ..lease import LeasedConnection
 from ..settings import LOCAL_FILES, ConfigurationError
 from . import SessionUnavailable, from_server
 
 PASSWORD_ENCODING = "latin1"
 EMPTY_SQL_MODE_IS_SENT = True
+OPTION_FILE = optionfile.PYMYSQL
 
 FETCH_TIMEOUT = 5.0  # seconds; asking the broker takes some ten microseconds
 
