@@ -113,9 +113,9 @@ static const char *text_of(const struct dbp_reset *reset, const struct dbp_pool_
             *command = COM_INIT_DB;
             return spec->database;
         }
-        /* COM_RESET_CONNECTION keeps what USE chose, and nothing leads back to none: an error then (a subquery of two
-         * rows), and the session ends. */
-        return "DO IF(DATABASE() IS NULL, 0, (SELECT 1 UNION SELECT 2))";
+        /* COM_RESET_CONNECTION keeps what USE chose, and nothing leads back to none: an error then (7 is no value), and
+         * the session ends. */
+        return "SET autocommit=IF(DATABASE() IS NULL, @@autocommit, 7)";
     case ROLE:
         return "SET ROLE NONE";
     case NAMES:
