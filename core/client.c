@@ -450,8 +450,10 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
         ring(client, lease->pool);
         return 0;
     }
-    if (how == DBP_RETURN_RESET || how == DBP_RETURN_COMMIT) {
-        enum dbp_reset_kind kind = how == DBP_RETURN_COMMIT ? DBP_RESET_COMMIT : DBP_RESET_ROLLBACK;
+    if (how != DBP_RETURN_CLEAN) {
+        enum dbp_reset_kind kind = how == DBP_RETURN_COMMIT ? DBP_RESET_COMMIT
+                                   : how == DBP_RETURN_FULL ? DBP_RESET_FULL
+                                                            : DBP_RESET_ROLLBACK;
         if (!dbp_session_move(table, lease->session, word, DBP_RESETTING, kind, NULL))
             return DBP_E_STALE;
         ring(client, lease->pool);

@@ -91,7 +91,7 @@ struct dbp_session_facts {
     uint32_t connection_id;
     uint32_t capabilities; /* CLIENT_* that the session was opened with */
     uint32_t charset;      /* collation id of the login */
-    uint32_t status;       /* server status word after opening */
+    uint32_t status;       /* server status word after opening; above its 16 bits DBP_FACT_* */
     uint32_t greeting_len;
     uint32_t row_len;
     uint32_t row_columns;
@@ -99,6 +99,12 @@ struct dbp_session_facts {
         greeting[DBP_GREETING_MAX]; /* payload of the greeting to replay: masked, auth plugin mysql_native_password */
     uint8_t row[DBP_FACTS_ROW_MAX];
 };
+
+/* What the connector found out about the session, for whoever resets it (reset.h). */
+#define DBP_FACT_TRACKED (1u << 16)   /* the server reports changes of its state: bit DBP_STATUS_CHANGED */
+#define DBP_FACT_ROLE_NONE (1u << 17) /* it has roles and none is set; COM_RESET_CONNECTION keeps what SET ROLE chose */
+#define DBP_FACT_NAMES (1u << 18)     /* COM_RESET_CONNECTION loses the login's character set */
+#define DBP_FACT_NO_RESET (1u << 19)  /* no reset leads back to what it is now: another session takes its place */
 
 struct dbp_error {
     uint32_t code; /* the server's or client library's errno, e.g. 1045, 2003; 0: none */
@@ -132,8 +138,12 @@ enum dbp_return {
     DBP_RETURN_RESET =
         1, /* idle on the wire, but in a transaction or off the baseline: the broker puts it right first */
     DBP_RETURN_COMMIT = 3, /* as RESET, but an open transaction is committed instead of rolled back */
+    DBP_RETURN_FULL = 4,   /* idle on the wire, but its state was changed: the broker makes it as new first */
     DBP_RETURN_DOOM = 2    /* the wire is not known to be idle: ended at the server, with KILL */
 };
+
+/* SERVER_SESSION_STATE_CHANGED: the server says so with the answer to the statement that did it, and once. */
+#define DBP_STATUS_CHANGED 0x4000u
 
 /* The bits of a server status word that describe the session and not just the last command (include/mysql_com.h):
  * IN_TRANS, AUTOCOMMIT, NO_BACKSLASH_ESCAPES, ANSI_QUOTES. Only these go from one lease to the next. */

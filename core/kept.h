@@ -49,6 +49,7 @@ struct kept_pool {
     uint32_t failures;
     uint64_t retry_at_us;
     uint64_t wake_at_us;
+    bool introduced;      /* dbp_resetting_introduce */
     uint32_t last_logged; /* error code of the last logged login failure */
 };
 

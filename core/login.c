@@ -8,6 +8,7 @@
 
 #include "handshake.h"
 #include "relay.h"
+#include "reset.h"
 
 #include <errmsg.h>
 #include <mysql.h>
@@ -101,11 +102,6 @@ static bool run(MYSQL *mysql, const char *sql, bool (*row)(void *arg, MYSQL_RES 
     return more < 0 || take_error(mysql, errorp);
 }
 
-/* As run, but a server that does not know the variable is fine: it reports less, that is all. */
-static bool run_if_known(MYSQL *mysql, const char *sql, struct dbp_error *errorp) {
-    return run(mysql, sql, NULL, NULL, errorp) || errorp->code == ER_UNKNOWN_SYSTEM_VARIABLE;
-}
-
 /* Puts a session on its pool's baseline: no transaction, autocommit as configured. */
 static bool settle(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_error *errorp) {
     if ((mysql->server_status & DBP_STATUS_IN_TRANS) && !run(mysql, "COMMIT", NULL, NULL, errorp))
@@ -142,14 +138,89 @@ static bool keep_row(void *arg, MYSQL_RES *res, MYSQL_ROW values) {
     return false; /* the first row only */
 }
 
-/* All that a new session needs before anyone has it. */
+/* ---- what a reset will make of the session (DBP_FACT_*) ---- */
+
+#define NAMES_SQL "SELECT CONCAT_WS(' ', @@character_set_client, @@character_set_results, @@collation_connection)"
+
+struct probe {
+    char text[256];
+    bool null;
+};
+
+static bool keep_text(void *arg, MYSQL_RES *res, MYSQL_ROW values) {
+    struct probe *probe = arg;
+
+    probe->null = !values[0];
+    snprintf(probe->text, sizeof probe->text, "%s", mysql_num_fields(res) > 0 && values[0] ? values[0] : "");
+    return false;
+}
+
+/* True with the answer. False with the session still in order: the server does not know what was asked (error codes
+ * from 1000: servers'), or errorp->code is the library's, and the session is lost. */
+static bool ask(MYSQL *mysql, const char *sql, struct probe *probe, struct dbp_error *errorp) {
+    *probe = (struct probe){.null = true};
+    return run(mysql, sql, keep_text, probe, errorp);
+}
+
+static bool lost(const struct dbp_error *error) {
+    return error->code >= CR_MIN_ERROR && error->code <= CR_MAX_ERROR;
+}
+
+/* COM_RESET_CONNECTION loses what init_connect did at the login, and keeps a role. */
+static bool can_be_reset(MYSQL *mysql, struct dbp_session_facts *facts, struct dbp_error *errorp) {
+    struct probe probe;
+
+    if (!ask(mysql, "SELECT @@GLOBAL.init_connect", &probe, errorp) || probe.text[0] != '\0')
+        return false;
+    if (!ask(mysql, "SELECT CURRENT_ROLE()", &probe, errorp))
+        return !lost(errorp);                           /* no roles before MariaDB 10.0, MySQL 8.0 */
+    if (!probe.null && strcmp(probe.text, "NONE") != 0) /* MySQL says it as a word */
+        return false;
+    facts->status |= DBP_FACT_ROLE_NONE;
+    return true;
+}
+
+/* The session is reset once before its first use: what the pool hands out is then the same after the login and after
+ * each reset, and that the server can do it is known. */
+static bool reset_once(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
+                       struct dbp_error *errorp) {
+    struct probe before, after;
+    char names[sizeof spec->charset + 16];
+
+    memset(errorp, 0, sizeof *errorp);
+    if (!can_be_reset(mysql, facts, errorp) || !ask(mysql, NAMES_SQL, &before, errorp)) {
+        facts->status |= DBP_FACT_NO_RESET;
+        return !lost(errorp);
+    }
+    if (mysql_reset_connection(mysql) != 0) {
+        facts->status |= DBP_FACT_NO_RESET; /* before MariaDB 10.2, MySQL 5.7 */
+        take_error(mysql, errorp);
+        return !lost(errorp);
+    }
+    if (!ask(mysql, NAMES_SQL, &after, errorp))
+        return false;
+    if (strcmp(before.text, after.text) == 0)
+        return true;
+    facts->status |= spec->charset[0] ? DBP_FACT_NAMES : DBP_FACT_NO_RESET;
+    snprintf(names, sizeof names, "SET NAMES %s", spec->charset);
+    return !spec->charset[0] || run(mysql, names, NULL, NULL, errorp);
+}
+
+static bool track(MYSQL *mysql, struct dbp_session_facts *facts, struct dbp_error *errorp) {
+    if (!run(mysql, DBP_TRACKING_SQL, NULL, NULL, errorp))
+        return errorp->code == ER_UNKNOWN_SYSTEM_VARIABLE; /* it reports nothing, that is all */
+    /* Proved, not assumed: this statement is a change itself. */
+    if (mysql->server_status & DBP_STATUS_CHANGED)
+        facts->status |= DBP_FACT_TRACKED;
+    return true;
+}
+
+/* All that a new session needs before anyone has it. What stands here after reset_once() stands in reset.c too. */
 static bool prepare(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
                     struct dbp_error *errorp) {
     struct facts_row keep = {.facts = facts};
 
-    /* State changes are reported by one bit; variables by name would only lengthen replies. */
-    if (!run_if_known(mysql, "SET SESSION session_track_state_change=ON", errorp) ||
-        !run_if_known(mysql, "SET SESSION session_track_system_variables=''", errorp) || !settle(mysql, spec, errorp))
+    if (!reset_once(mysql, spec, facts, errorp) || !track(mysql, facts, errorp) || !settle(mysql, spec, errorp))
         return false;
     for (const char *sql = spec->init_sql; sql < spec->init_sql + sizeof spec->init_sql && *sql; sql += strlen(sql) + 1)
         if (!run(mysql, sql, NULL, NULL, errorp))
@@ -245,17 +316,17 @@ bool dbp_login_open(const struct dbp_pool_spec *spec, int stop_fd, struct dbp_se
         facts->connection_id = (uint32_t)mysql_thread_id(l.mysql);
         facts->capabilities = session.capabilities;
         facts->charset = session.charset;
-        facts->status = l.mysql->server_status & DBP_STATUS_LASTING;
+        facts->status |= l.mysql->server_status & DBP_STATUS_LASTING;
         facts->greeting_len = session.greeting_len;
         memcpy(facts->greeting, session.greeting, session.greeting_len);
         *fdp = session.fd;
     }
-    uint32_t lost = !done && l.mysql && errorp->code == CR_SERVER_LOST ? (uint32_t)mysql_thread_id(l.mysql) : 0;
+    uint32_t left = !done && l.mysql && errorp->code == CR_SERVER_LOST ? (uint32_t)mysql_thread_id(l.mysql) : 0;
     logout(&l);
     /* A statement that took too long goes on at the server, in a session that nobody counts any more (I3). */
-    if (lost != 0) {
+    if (left != 0) {
         struct dbp_error second; /* the first one is the cause */
-        if (!dbp_login_kill(spec, stop_fd, lost, NULL, NULL, &second))
+        if (!dbp_login_kill(spec, stop_fd, left, NULL, NULL, &second))
             return false;
     }
     return done;

@@ -10,6 +10,7 @@
 #include "handoff.h"
 #include "janitor.h"
 #include "rationing.h"
+#include "resetting.h"
 
 #include <string.h>
 #include <sys/epoll.h>
@@ -156,6 +157,7 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
     kept->expires_us = lifetime_us ? kept->spoke_us + lifetime_us - dbp_kept_random(keeper, lifetime_us / 10) : 0;
     kept->replaced = false;
     dbp_kept_watch(keeper, msg->session, EPOLLRDHUP);
+    dbp_resetting_introduce(keeper, msg->session);
     add(&keeper->table->pools[pool].count.opened);
     if (keeper->pools[pool].failures > 0)
         dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));

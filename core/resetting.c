@@ -7,6 +7,7 @@
 #include "handoff.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -20,14 +21,38 @@ void dbp_resetting_failed(struct dbp_keeper *keeper, uint32_t session, const cha
     dbp_kept_look_again(keeper, pool_of(keeper, session)); /* a waiter may have counted on it */
 }
 
+void dbp_resetting_introduce(struct dbp_keeper *keeper, uint32_t session) {
+    uint32_t pool = pool_of(keeper, session), facts = keeper->sessions[session].facts.status;
+
+    if (keeper->pools[pool].introduced)
+        return;
+    keeper->pools[pool].introduced = true;
+    if (!(facts & DBP_FACT_TRACKED))
+        dbp_kept_say(keeper, DBP_LOG_INFO,
+                     "pool '%s': this server does not report what changes a session, so reset_on_return 'auto' resets "
+                     "after each lease",
+                     alias_of(keeper, pool));
+    if (facts & DBP_FACT_NO_RESET)
+        dbp_kept_say(keeper, DBP_LOG_INFO,
+                     "pool '%s': a reset would not lead back to the state after the login (init_connect, a default "
+                     "role, or an old server), so changed sessions are replaced",
+                     alias_of(keeper, pool));
+}
+
 static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     uint32_t pool = pool_of(keeper, session);
-    uint8_t packet[DBP_RESET_PACKET_MAX];
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
+    uint8_t packet[DBP_RESET_COMMAND_MAX];
+    char why[64];
 
+    if (!spec) {
+        dbp_resetting_failed(keeper, session, "its pool is gone");
+        return;
+    }
     switch (dbp_reset_step(&kept->reset)) {
     case DBP_RESET_SEND: {
-        size_t n = dbp_reset_command(&kept->reset, packet);
+        size_t n = dbp_reset_command(&kept->reset, spec, packet);
         if (send(keeper->fds[session], packet, n, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)n)
             dbp_resetting_failed(keeper, session, "the server does not read");
         return;
@@ -50,7 +75,8 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
         dbp_kept_look_again(keeper, pool);
         return;
     case DBP_RESET_FAILED:
-        dbp_resetting_failed(keeper, session, "unexpected answer");
+        snprintf(why, sizeof why, "error %u", kept->reset.error);
+        dbp_resetting_failed(keeper, session, kept->reset.error ? why : "unexpected answer");
         return;
     }
 }
@@ -72,15 +98,22 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
         dbp_resetting_failed(keeper, session, "an answer was left unread");
         return;
     }
+    if (kind == DBP_RESET_FULL && (kept->facts.status & DBP_FACT_NO_RESET)) {
+        if (dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_CLOSING, 0, NULL))
+            dbp_ending_begin(keeper, session);
+        dbp_kept_look_again(keeper, pool_of(keeper, session));
+        return;
+    }
     kept->resetting = true;
     kept->deadline_us = dbp_now_us() + RESET_MOST_US;
-    dbp_reset_init(&kept->reset, kind, spec && spec->autocommit);
+    dbp_reset_init(&kept->reset, kind, spec && spec->autocommit, kept->facts.status);
     dbp_kept_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
     go_on_resetting(keeper, session);
 }
 
 void dbp_resetting_answer(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
+    const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
     uint8_t data[DBP_RESET_PACKET_MAX];
 
     ssize_t n = recv(keeper->fds[session], data, sizeof data, MSG_DONTWAIT);
@@ -91,6 +124,7 @@ void dbp_resetting_answer(struct dbp_keeper *keeper, uint32_t session) {
         dbp_ending_unfit(keeper, session);
         return;
     }
-    dbp_reset_feed(&kept->reset, data, (size_t)n);
+    if (spec)
+        dbp_reset_feed(&kept->reset, spec, data, (size_t)n);
     go_on_resetting(keeper, session);
 }

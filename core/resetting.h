@@ -6,6 +6,8 @@
 
 #include "kept.h"
 
+/* Says once for each pool what its sessions cannot do. */
+void dbp_resetting_introduce(struct dbp_keeper *keeper, uint32_t session);
 /* Takes up a session that is in RESETTING. */
 void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session);
 /* The server has answered. */

@@ -33,6 +33,7 @@ class Target:
     def __init__(self):
         self.cursorclass = pymysql.cursors.Cursor
         self.encoding = 'utf8'
+        self.encoders = {}
         self.commands = []
         self.during = None
         self._result = None
@@ -63,6 +64,9 @@ class Target:
     def select_db(self, name):
         self.command('select_db')
 
+    def set_server_option(self, option):
+        self.command('set_server_option')
+
     def show_warnings(self):
         self.command('SHOW WARNINGS')
         return ()
@@ -82,6 +86,15 @@ class Driver:
         self.ended = False
         self.answers = True
         self.pings = []
+        self.resets = []
+        self.before_calls = []
+        self.lent = []
+
+    def before(self, name):
+        self.before_calls.append(name)
+
+    def lend(self, value):
+        self.lent.append(value)
 
     def checkout(self, status):
         self.statuses.append(status)
@@ -90,7 +103,8 @@ class Driver:
         self.pings.append(timeout_ms)
         return self.answers
 
-    def settle(self, autocommit):
+    def settle(self, autocommit, reset):
+        self.resets.append(reset)
         return (_dbpool.DOOM, 0, False) if self.broken else self.verdict
 
     def failed(self, error):

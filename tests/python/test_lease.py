@@ -91,7 +91,7 @@ class HowItGoesBack(Case):
     def returned(self, how, commit, close):
         """How a lease goes back whose driver object says `how`, with reset_on_return 'commit' or not."""
         self.setUp()
-        self.profile.pool.policy = self.profile.pool.policy._replace(commit=commit)
+        self.set_reset('commit' if commit else 'rollback')
         self.driver.verdict = (how, 3, True)
         close(self.connect())
         (_, seen), = self.lease.released
@@ -112,11 +112,29 @@ class HowItGoesBack(Case):
         self.assertEqual(self.returned(_dbpool.RESET, True, with_error), _dbpool.RESET)
         self.assertEqual(self.returned(_dbpool.RESET, True, lambda c: c._abandon()), _dbpool.RESET)
 
+    def set_reset(self, reset):
+        self.profile.pool.policy = self.profile.pool.policy._replace(reset=reset)
+
     def test_calls_that_change_the_session_end_it(self):
+        """Unless the session is reset as a whole; what no reset undoes ends it in any case."""
+        for name, reset, how in [('select_db', 'rollback', _dbpool.DOOM), ('select_db', 'commit', _dbpool.DOOM),
+                                 ('select_db', 'auto', _dbpool.FULL), ('select_db', 'full', _dbpool.FULL),
+                                 ('set_server_option', 'auto', _dbpool.DOOM),
+                                 ('set_server_option', 'full', _dbpool.DOOM)]:
+            with self.subTest(name=name, reset=reset):
+                self.setUp()
+                self.set_reset(reset)
+                self.driver.verdict = (_dbpool.FULL, 2, True)
+                connection = self.connect()
+                getattr(connection, name)('other')
+                connection.close()
+                self.assertEqual(self.lease.released[0][1], how)
+                self.assertEqual((self.driver.before_calls, self.driver.resets), ([name], [reset]))
+
+    def test_containers_of_the_driver_object_are_lent(self):
         connection = self.connect()
-        connection.select_db('other')
-        connection.close()
-        self.assertEqual(self.lease.released[0][1], _dbpool.DOOM)
+        self.assertIs(connection.encoders, self.target.encoders)
+        self.assertEqual(self.driver.lent, [self.target.encoders])
 
     def test_what_ended_the_wait_is_raised_instead(self):
         class Killed(BaseException):
@@ -360,7 +378,7 @@ class CheckOut(Case):
         self.assertEqual((first.users, other.users), (0, 1))
 
     def test_one_of_its_users_wants_no_commit(self):
-        self.configure(use_threadlocal=True, commit=True)
+        self.configure(use_threadlocal=True, reset='commit')
         first, lease = self.take(1, 1)
         self.made[0].verdict = (_dbpool.RESET, 3, True)
         self.profile.connect().close(commit=False)

@@ -84,7 +84,7 @@ class Layout(WithServer):
         cursor = connection.cursor()
 
         def settle():
-            how, status, grown = native.settle(True)
+            how, status, grown, _ = native.settle(True)
             self.assertFalse(grown)
             return how, status & (AUTOCOMMIT | IN_TRANS)
 
@@ -115,7 +115,7 @@ class Layout(WithServer):
         connection = self.connect()
         native = self.native(connection)
         connection.cursor().execute("SELECT REPEAT('x', 2000000)")
-        self.assertEqual(native.settle(True), (_dbpool.CLEAN, AUTOCOMMIT, True))
+        self.assertEqual(native.settle(True), (_dbpool.CLEAN, AUTOCOMMIT, True, False))
 
     def test_killed_session(self):
         connection = self.connect()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from tests.python import BUILD  # noqa: F401 (finds the package)
 
 from dbpool import DjangoPoolParams, settings
+from dbpool import policy as policies
 
 DRIVER = SimpleNamespace(PASSWORD_ENCODING='latin1', EMPTY_SQL_MODE_IS_SENT=True, OPTION_FILE='libmariadb',
                          address=lambda host, path: ('', path) if path else (host or 'localhost', ''),
@@ -68,7 +69,7 @@ class Pool(unittest.TestCase):
     def test_the_new_ones_are_taken_and_off_by_default(self):
         found, _ = problems_of({})
         self.assertEqual((found.min_size, found.max_lifetime, found.idle_timeout, found.keepalive, found.max_waiting,
-                          found.leak_threshold, found.pre_ping, found.use_threadlocal, found.commit), (0,) * 9)
+                          found.leak_threshold, found.pre_ping, found.use_threadlocal), (0,) * 8)
         found, problems = problems_of({'min_size': 2, 'max_lifetime': 60, 'idle_timeout': 50, 'keepalive': 40,
                                        'max_waiting': 30, 'leak_threshold': 0.5, 'dialect': object(),
                                        'use_threadlocal': True, 'django_reset_on_return': True})
@@ -105,8 +106,12 @@ class Pool(unittest.TestCase):
             self.assertEqual(problems_of({key: None}), problems_of({}))
 
     def test_reset_on_return(self):
-        for value, commit in [('commit', True), ('rollback', False), (None, False), (True, False), (False, False)]:
-            self.assertIs(problems_of({'reset_on_return': value})[0].commit, commit, value)
+        for value, reset in [('commit', 'commit'), ('rollback', 'rollback'), (None, 'rollback'), (True, 'rollback'),
+                             (False, 'rollback'), ('auto', 'auto'), ('full', 'full')]:
+            self.assertEqual(problems_of({'reset_on_return': value})[0].reset, reset, value)
+        self.assertEqual(problems_of({})[0].reset, 'auto')
+        for name in policies.PRESETS:
+            self.assertEqual(problems_of(name)[0].reset, 'auto', name)
 
     def test_either_pre_ping(self):
         for pool in ({'pre_ping': True}, {'django_pre_ping': True}, {'pre_ping': False, 'django_pre_ping': True}):
@@ -116,9 +121,9 @@ class Pool(unittest.TestCase):
         for key, value, expected in [
             ('min_size', -1, 'an integer from 0'), ('min_size', None, 'an integer'), ('max_lifetime', 0.5, 'at least 1'),
             ('idle_timeout', -1, 'at least 1'), ('keepalive', True, 'at least 1'), ('max_waiting', 16385, '16384'),
-            ('max_waiting', None, 'an integer'), ('reset_on_return', 'off', "'rollback', 'commit' or None"),
-            ('reset_on_return', 1, "'rollback'"), ('pre_ping', 1, 'True or False'), ('django_pre_ping', 'x', 'True or'),
-            ('use_threadlocal', 0, 'True or'), ('django_reset_on_return', 0, 'True or'),
+            ('max_waiting', None, 'an integer'), ('reset_on_return', 'off', "'full', 'rollback', 'commit' or None"),
+            ('reset_on_return', 1, "'auto'"), ('pre_ping', 1, 'True or False'), ('django_pre_ping', 'x', 'True or'),
+            ('use_threadlocal', 0, 'True or'), ('django_reset_on_return', 0, 'True or'), ('django_reset_on_return', 0, 'True or'),
             ('leak_threshold', 0, 'above 0'), ('leak_threshold', 'x', 'above 0'), ('django_pool_class', 'lifo', 'QueuePool'),
             ('django_pool_class', int, 'QueuePool'), ('django_core_pool_size', -1, 'a callable'),
             ('django_core_pool_size', 2.0, 'an integer'), ('django_unload_timeout', -1, 'a callable'),

@@ -72,7 +72,9 @@ class Wire(unittest.TestCase):
         self.wire.status = 2
         self.peer.sendall(packet(b'\xfe\0\0\x03\x40'))
         self.read_packet()
-        self.assertEqual(self.wire.status, 0x4003)
+        self.assertEqual((self.wire.status, self.wire.changed), (3, True))
+        self.wire.begin(2)
+        self.assertEqual((self.wire.status, self.wire.changed), (2, False))
 
     def test_what_only_looks_like_an_eof(self):
         self.wire.status = 2

@@ -17,8 +17,11 @@ from . import _dbpool
 _RETURNED = "dbpool: this connection's session was returned to the pool"
 _BUSY = "dbpool: another greenlet or thread is using this connection now"
 
-# Calls that change what the session is for everybody after. They are allowed, and the session ends with the lease.
-_TAINTS = frozenset("select_db set_charset set_character_set set_sql_mode set_server_option".split())
+# Calls that change what the session is for everybody after. They are allowed, and the session is reset at the end of the
+# lease; with a reset_on_return that does not do that, it ends with the lease.
+_ALTERS = frozenset("select_db set_charset set_character_set set_sql_mode".split())
+# No reset undoes these.
+_ENDS = frozenset(("set_server_option",))
 # Calls that would take the session away from the pool.
 _REFUSED = frozenset("change_user connect shutdown adopt".split())
 
@@ -91,12 +94,15 @@ class LeasedConnection:
             raise self.Database.NotSupportedError("dbpool: %s() is not possible on a pooled session" % name)
         value = getattr(self._open(), name)
         if not callable(value) or isinstance(value, type):
+            if isinstance(value, (dict, list)):
+                self._driver.lend(value)
             return value
 
         def call(*args, **kwargs):
-            if name in _TAINTS:
-                self._open()
+            self._open()
+            if name in _ENDS or (name in _ALTERS and self._profile.pool.policy.reset in ("rollback", "commit")):
                 self._driver.broken = True
+            self._driver.before(name)
             return self._call(getattr(self._open(), name), *args, **kwargs)
 
         call.__name__ = name
@@ -262,7 +268,7 @@ class Shared:
 # ---- cursors ----
 
 _CHECKED = ("execute", "executemany", "callproc", "fetchone", "fetchmany", "fetchall", "scroll", "nextset", "mogrify",
-            "fetchall_unbuffered", "__iter__", "__next__", "next", "__enter__")
+            "fetchall_unbuffered", "__next__", "next", "__enter__")
 # The one step of an unbuffered cursor that reads the wire behind the connection's back: mysqlclient's and PyMySQL's.
 _READS_WIRE = ("_fetch_row", "read_next")
 
@@ -287,6 +293,23 @@ def _reads_wire(method):
     return reads_wire
 
 
+def _rows(proxy, rows):
+    for row in rows:
+        proxy._open()
+        yield row
+
+
+def _iterates(method):
+    def iterates(self):
+        self._dbpool_proxy._open()
+        rows = method(self)
+        # An iterator over rows that are here already would outlive the lease.
+        return self if rows is self else _rows(self._dbpool_proxy, rows)
+
+    iterates.__name__ = method.__name__
+    return iterates
+
+
 def _cursor_class(base):
     """base, stopped when the lease ends. A subclass, so that isinstance() and the user's own methods work."""
     made = _cursor_classes.get(base)
@@ -300,6 +323,10 @@ def _cursor_class(base):
         def close(self):
             # Harmless after the return, as close() of the connection is.
             if self._dbpool_proxy.open:
+                # PyMySQL reads what is left of an unbuffered result, behind the connection's back.
+                result = getattr(self, "_result", None)
+                if getattr(result, "unbuffered_active", False) and self.connection is not None:
+                    self._dbpool_proxy._call(result._finish_unbuffered_query)
                 base.close(self)
             else:
                 self.connection = None
@@ -311,6 +338,8 @@ def _cursor_class(base):
         for name in _CHECKED:
             if hasattr(base, name):
                 names[name] = _checked(getattr(base, name))
+        if hasattr(base, "__iter__"):
+            names["__iter__"] = _iterates(base.__iter__)
         for name in _READS_WIRE:
             if hasattr(base, name):
                 names[name] = _reads_wire(getattr(base, name))

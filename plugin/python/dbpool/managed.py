@@ -195,14 +195,14 @@ def init_pool(**pool):
 
     The price against ENGINE = "dbpool.mysql": stock Django takes each lease for a new connection and says its SET
     statements to it (autocommit, isolation level). The pool's baseline is autocommit off, so each lease begins without
-    a transaction that SET autocommit=1 could commit, and a return with autocommit on is put right by the pool's reset:
-    first ROLLBACK, then SET autocommit=0. The isolation level stays in the session, so these pools are not shared with
-    manage()'s. Two DATABASES that differ in nothing but isolation_level share sessions; then give both a level.
+    a transaction that SET autocommit=1 could commit, and a return with autocommit on is put right by the pool's reset.
+    With 'rollback' that is ROLLBACK and SET autocommit=0, and the isolation level stays in the session, so these pools
+    are not shared with manage()'s. Two DATABASES that differ in nothing but isolation_level share sessions; then give both a level.
 
     use_threadlocal has no effect: Django keeps a connection for each thread anyway, and two aliases must not share one.
     reset_on_return 'commit' is refused: stock Django cannot tell the pool that an atomic block was left half done."""
     policy = _policy("dbpool.init_pool()", pool)
-    if policy.commit:
+    if policy.reset == "commit":
         raise ConfigurationError("dbpool.init_pool(): reset_on_return 'commit' needs ENGINE 'dbpool.mysql'")
     policy = policy._replace(use_threadlocal=False)
     base = importlib.import_module("django.db.backends.mysql.base")

@@ -16,8 +16,9 @@ here they count for the whole uWSGI instance, all workers together. All are opti
     keepalive       seconds of silence after which an idle session is pinged; None (default): never
     pre_ping, django_pre_ping (one for the other)
                     ping at each check-out; a session that does not answer is replaced. Default False
-    reset_on_return what becomes of a transaction that is open at close(): 'commit' commits it. 'rollback' (default),
-                    True, None and False roll it back: a session is never handed on in the middle of one
+    reset_on_return what is undone before a session is handed on. An open transaction is, always (but 'commit' commits
+                    it). 'auto' (default): and all else that the lease changed, if it changed anything. 'full': all,
+                    after each lease. 'rollback', True, 'commit', None and False: only transactions and autocommit
     django_reset_on_return
                     accepted: roll back only where there is something to, which is what the pool does anyway
     use_threadlocal the same greenlet or thread gets the same connection of an alias again, counted. Default False
@@ -46,9 +47,9 @@ NOT_USED = "not used"  # with the class 'queue'
 # Times are seconds, 0 where there is no limit. The last four are as the user wrote them until evaluate().
 Policy = namedtuple(
     "Policy",
-    "pool_size max_overflow timeout recycle min_size max_lifetime idle_timeout keepalive max_waiting commit pre_ping "
+    "pool_size max_overflow timeout recycle min_size max_lifetime idle_timeout keepalive max_waiting reset pre_ping "
     "use_threadlocal leak_threshold core_size unload_timeout retire_interval retire_quantity",
-    defaults=(0, 0, 0, 0, 0, False, False, False, 0) + (NOT_USED,) * 4,
+    defaults=(0, 0, 0, 0, 0, "auto", False, False, 0) + (NOT_USED,) * 4,
 )
 
 PRESETS = {
@@ -63,7 +64,7 @@ PRESETS = {
         "dialect": None,
         "pre_ping": False,
         "use_threadlocal": True,
-        "reset_on_return": "rollback",
+        "reset_on_return": "auto",
     },
     "fast_and_sane": {
         "django_pool_class": "queue",
@@ -76,7 +77,7 @@ PRESETS = {
         "dialect": None,
         "pre_ping": False,
         "use_threadlocal": False,
-        "reset_on_return": None,
+        "reset_on_return": "auto",
     },
     "fast_and_wild": {
         "django_pool_class": "django",
@@ -93,7 +94,7 @@ PRESETS = {
         "dialect": None,
         "pre_ping": False,
         "use_threadlocal": False,
-        "reset_on_return": None,
+        "reset_on_return": "auto",
     },
 }
 
@@ -161,10 +162,12 @@ def _anything(value):
 
 
 def _reset(value):
-    """True where an open transaction is committed."""
-    if value is not None and value not in ("rollback", "commit") and not isinstance(value, bool):
-        raise ValueError("'rollback', 'commit' or None (or True for 'rollback', False for None)")
-    return value == "commit"
+    """None of the ancestors' values hands an open transaction on; None and False are 'rollback' here."""
+    if value is None or isinstance(value, bool):
+        return "rollback"
+    if value not in ("auto", "full", "rollback", "commit"):
+        raise ValueError("'auto', 'full', 'rollback', 'commit' or None (or True for 'rollback', False for None)")
+    return value
 
 
 def _leak_threshold(value):
@@ -209,7 +212,7 @@ _KEYS = {
     "idle_timeout": (None, _period),
     "keepalive": (None, _period),
     "max_waiting": (0, _integer(0, WAITERS_MAX)),
-    "reset_on_return": ("rollback", _reset),
+    "reset_on_return": ("auto", _reset),
     "pre_ping": (False, _bool),
     "use_threadlocal": (False, _bool),
     "leak_threshold": (None, _leak_threshold),
@@ -280,7 +283,7 @@ def policy(alias, pool, problems):
         problems.append(where + "pool_size + max_overflow must be at most %d, not %d" % (SESSIONS_MAX, cap))
     if values["min_size"] > size:
         problems.append(where + "min_size must be at most pool_size (%d), not %d" % (size, values["min_size"]))
-    values.update(commit=values["reset_on_return"], pre_ping=values["pre_ping"] or values["django_pre_ping"])
+    values.update(reset=values["reset_on_return"], pre_ping=values["pre_ping"] or values["django_pre_ping"])
     if values["django_pool_class"]:
         values.update(later)
         if not callable(later["core_size"]):

@@ -205,8 +205,8 @@ class Profile:
 
     def give_back(self, lease, driver, commit):
         """The lease was closed by its user. commit: as far as the policy says so too."""
-        how, status, keep = driver.settle(self.pool.autocommit)
-        if how == _dbpool.RESET and commit and self.pool.policy.commit:
+        how, status, keep = driver.settle(self.pool.autocommit, self.pool.policy.reset)
+        if how == _dbpool.RESET and commit and self.pool.policy.reset == "commit":
             how = _dbpool.COMMIT
         if not keep:
             # Before the return: until then the session is nobody else's.
@@ -217,7 +217,7 @@ class Profile:
         """The lease was lost. Called where nothing may wait and nothing may be written."""
         if not lease.valid():
             return
-        how, status, keep = driver.settle(self.pool.autocommit)
+        how, status, keep = driver.settle(self.pool.autocommit, self.pool.policy.reset)
         if busy:
             how, keep = _dbpool.DOOM, False
         elif how == _dbpool.CLEAN:

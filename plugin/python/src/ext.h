@@ -5,6 +5,7 @@
  *   pool.c    register, counters, and the types Lease and Wait
  *   session.c a leased session's fd and facts, and the login replay as a server thread
  *   wait.c    waiting for an fd: the hub's hook, or poll(2) in slices
+ *   scan.c    what a statement may do to its session without the server saying so
  *   native.c  the MYSQL behind a stock mysqlclient object
  *   wire.c    the socket-like object that PyMySQL talks to
  *   epoll.c   the private epoll of the gevent reactor
@@ -67,6 +68,21 @@ typedef struct {
 extern PyTypeObject dbp_py_facts_type;
 extern PyTypeObject dbp_py_replay_server_type;
 extern PyMethodDef dbp_py_session_methods[];
+
+/* ---- scan.c ---- */
+
+enum dbp_py_effect {
+    DBP_PY_QUIET,     /* changes nothing of the session but what the server reports */
+    DBP_PY_CHANGES,   /* may change anything */
+    DBP_PY_AUTOCOMMIT /* SET autocommit=..., which the server reports as a change: the status word says all of it */
+};
+
+/* backslash: it escapes in literals (no NO_BACKSLASH_ESCAPES). The character set must be one in which no part of a
+ * longer character looks like ASCII. */
+enum dbp_py_effect dbp_py_scan(const char *sql, size_t n, bool backslash);
+/* The same for bytes, str or any buffer; raises nothing. */
+enum dbp_py_effect dbp_py_scan_object(PyObject *sql, bool backslash);
+PyObject *dbp_py_scan_method(PyObject *module, PyObject *args);
 
 /* ---- the other types ---- */
 

@@ -55,6 +55,8 @@ static PyMethodDef methods[] = {
     {"set_wait_hook", dbp_py_set_wait_hook, METH_O,
      "set_wait_hook(f): f(fd, reading, timeout_ms) -> True, False (timed out), or None (wait yourself)"},
     {"wait", dbp_py_wait_fd, METH_VARARGS, "wait(fd, reading, timeout_ms) -> bool: as the drivers wait; -1: no limit"},
+    {"scan", dbp_py_scan_method, METH_VARARGS,
+     "scan(sql, backslash=True) -> 'quiet', 'changes' or 'autocommit': for tests"},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {
@@ -79,6 +81,7 @@ static int add_constants(PyObject *module) {
         {"CLEAN", DBP_RETURN_CLEAN},
         {"RESET", DBP_RETURN_RESET},
         {"COMMIT", DBP_RETURN_COMMIT},
+        {"FULL", DBP_RETURN_FULL},
         {"DOOM", DBP_RETURN_DOOM},
         {"SESSIONS_MAX", (long)DBP_SESSIONS_MAX},
         {"WAITERS_MAX", (long)DBP_WAITERS_MAX},

@@ -7,6 +7,10 @@
  *   adopt     puts a session's fd under the object's fd number
  *   install   makes libmariadb wait through us (MARIADB_OPT_IO_WAIT), so that a greenlet waits on its hub
  *   checkout  makes the object's cached state that of the session, which others used meanwhile
+ *   query     looks at a statement before the object sends it: may it change the session? (scan.c)
+ *   note      gathers what the server reported since (DBP_STATUS_CHANGED); each answer overwrites the one before, so it
+ *             comes before every command. Of several results only the last would be seen: scan.c counts what gives
+ *             several as a change
  *   settle    says in which state the object leaves the session
  *   fence     takes the session away from the object; drop lets the object die. Without drop it lives for ever: a
  *             MYSQL that dies at interpreter exit would send COM_QUIT on a session that is someone else's by then.
@@ -55,9 +59,13 @@ typedef struct {
     MYSQL *mysql;
     int fd; /* the number that adopt() put the session under; -1 before and after */
     bool layout;
+    bool changed;    /* in this lease, by all that is known */
+    bool opaque;     /* its character set is none of those that scan.c can read */
+    bool autocommit; /* the last statement was SET autocommit: what it reports is no change */
 } native_object;
 
 static struct library lib;
+static PyObject *query_name; /* "query" */
 
 /* Which object waits on an fd: the callback gets no other argument. GIL held. */
 static native_object **by_fd;
@@ -164,7 +172,7 @@ static PyObject *native_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
     if (!PyArg_ParseTuple(args, "Os:Native", &connection, &path) || (kwargs && PyDict_GET_SIZE(kwargs)))
         return NULL;
-    if (library_open(path) < 0)
+    if (library_open(path) < 0 || (!query_name && !(query_name = PyUnicode_InternFromString("query"))))
         return NULL;
     capsule = PyObject_CallMethod(connection, "_get_native_connection", NULL);
     if (!capsule)
@@ -298,6 +306,7 @@ static PyObject *native_checkout(PyObject *object, PyObject *arg) {
         return NULL;
     }
 #if HAVE_LAYOUT
+    self->changed = self->autocommit = false;
     self->mysql->server_status = (unsigned)status & 0xFFFFu;
     self->mysql->affected_rows = 0;
     self->mysql->insert_id = 0;
@@ -308,6 +317,59 @@ static PyObject *native_checkout(PyObject *object, PyObject *arg) {
     memcpy(self->mysql->net.sqlstate, "00000", 6);
 #endif
     Py_RETURN_NONE;
+}
+
+static void note(native_object *self) {
+#if HAVE_LAYOUT
+    if (self->layout && (self->mysql->server_status & DBP_STATUS_CHANGED)) {
+        self->mysql->server_status &= ~DBP_STATUS_CHANGED;
+        if (!self->autocommit)
+            self->changed = true;
+    }
+#endif
+    self->autocommit = false;
+}
+
+static PyObject *native_note(PyObject *object, PyObject *ignored) {
+    (void)ignored;
+    note((native_object *)object);
+    Py_RETURN_NONE;
+}
+
+static PyObject *native_mark(PyObject *object, PyObject *ignored) {
+    (void)ignored;
+    ((native_object *)object)->changed = true;
+    Py_RETURN_NONE;
+}
+
+/* The next command is SET autocommit, by the library itself. */
+static PyObject *native_expect_autocommit(PyObject *object, PyObject *ignored) {
+    (void)ignored;
+    note((native_object *)object);
+    ((native_object *)object)->autocommit = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *native_query(PyObject *object, PyObject *sql) {
+    native_object *self = (native_object *)object;
+    enum dbp_py_effect effect = DBP_PY_CHANGES;
+
+    if (!self->connection) {
+        PyErr_SetString(PyExc_RuntimeError, "query: the object was dropped");
+        return NULL;
+    }
+    note(self);
+#if HAVE_LAYOUT
+    if (self->layout && !self->opaque)
+        effect = dbp_py_scan_object(sql, !(self->mysql->server_status & SERVER_STATUS_NO_BACKSLASH_ESCAPES));
+#endif
+    if (effect == DBP_PY_CHANGES)
+        self->changed = true;
+    self->autocommit = effect == DBP_PY_AUTOCOMMIT;
+    PyObject *answer = PyObject_CallMethodObjArgs(self->connection, query_name, sql, NULL);
+    /* A result has two status words; the end of the columns is here now, the end of the rows will overwrite it. */
+    note(self);
+    return answer;
 }
 
 static PyObject *native_settle(PyObject *object, PyObject *arg) {
@@ -324,14 +386,15 @@ static PyObject *native_settle(PyObject *object, PyObject *arg) {
     const MYSQL *m = self->mysql;
     enum dbp_return how = DBP_RETURN_CLEAN;
 
+    note(self);
     if (self->exception || !m->net.pvio || m->status != MYSQL_STATUS_READY ||
         (m->server_status & SERVER_MORE_RESULTS_EXIST))
         how = DBP_RETURN_DOOM;
     else if ((m->server_status & SERVER_STATUS_IN_TRANS) ||
              ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
         how = DBP_RETURN_RESET;
-    return Py_BuildValue("(iIO)", (int)how, m->server_status & 0xFFFFu,
-                         m->net.max_packet > BUFFER_KEPT ? Py_True : Py_False);
+    return Py_BuildValue("(iIOO)", (int)how, m->server_status & 0xFFFFu,
+                         m->net.max_packet > BUFFER_KEPT ? Py_True : Py_False, self->changed ? Py_True : Py_False);
 #else
     return NULL;
 #endif
@@ -383,7 +446,23 @@ static PyObject *native_layout(PyObject *object, void *closure) {
     return PyBool_FromLong(((native_object *)object)->layout);
 }
 
+static PyObject *native_get_opaque(PyObject *object, void *closure) {
+    (void)closure;
+    return PyBool_FromLong(((native_object *)object)->opaque);
+}
+
+static int native_set_opaque(PyObject *object, PyObject *value, void *closure) {
+    int opaque = value ? PyObject_IsTrue(value) : 0;
+
+    (void)closure;
+    if (opaque < 0)
+        return -1;
+    ((native_object *)object)->opaque = opaque;
+    return 0;
+}
+
 static PyGetSetDef native_getset[] = {
+    {"opaque", native_get_opaque, native_set_opaque, "every statement counts as a change: they cannot be read", NULL},
     {"layout", native_layout, NULL, "checkout() and settle() can be used with this client library", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
@@ -392,7 +471,12 @@ static PyMethodDef native_methods[] = {
     {"install", native_install, METH_NOARGS, "install() -> bool: the library waits through us from now on"},
     {"take_exception", native_take_exception, METH_NOARGS, "take_exception() -> what ended a wait, or None"},
     {"checkout", native_checkout, METH_O, "checkout(status): the object knows nothing of its last use any more"},
-    {"settle", native_settle, METH_O, "settle(autocommit) -> (how, status, grown)"},
+    {"query", native_query, METH_O, "query(sql): the object's own query(), looked at before"},
+    {"note", native_note, METH_NOARGS, "note(): before any other command: what the server said so far is kept in mind"},
+    {"mark", native_mark, METH_NOARGS, "mark(): the session counts as changed"},
+    {"expect_autocommit", native_expect_autocommit, METH_NOARGS,
+     "expect_autocommit(): as note(); SET autocommit is next"},
+    {"settle", native_settle, METH_O, "settle(autocommit) -> (how, status, grown, changed)"},
     {"more_results", native_more_results, METH_NOARGS, "more_results() -> bool"},
     {"socket", native_socket, METH_NOARGS, "socket() -> the fd that the object writes to now, or -1"},
     {"lost", native_lost, METH_NOARGS, "lost(): the library has closed its socket"},

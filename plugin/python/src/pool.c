@@ -75,8 +75,8 @@ static PyObject *lease_release(PyObject *object, PyObject *args) {
 
     if (!PyArg_ParseTuple(args, "ii:release", &status, &how))
         return NULL;
-    if (how < DBP_RETURN_CLEAN || how > DBP_RETURN_COMMIT) {
-        PyErr_SetString(PyExc_ValueError, "release: how is CLEAN, RESET, COMMIT or DOOM");
+    if (how < DBP_RETURN_CLEAN || how > DBP_RETURN_FULL) {
+        PyErr_SetString(PyExc_ValueError, "release: how is CLEAN, RESET, COMMIT, FULL or DOOM");
         return NULL;
     }
     r = lease_return((dbp_py_lease *)object, (uint16_t)status, (enum dbp_return)how);

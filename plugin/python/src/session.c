@@ -49,11 +49,17 @@ static PyObject *facts_connection_id(PyObject *object, void *closure) {
 
 static PyObject *facts_status(PyObject *object, void *closure) {
     (void)closure;
-    return PyLong_FromUnsignedLong(((dbp_py_facts *)object)->facts.status);
+    return PyLong_FromUnsignedLong(((dbp_py_facts *)object)->facts.status & 0xFFFFu);
+}
+
+static PyObject *facts_tracked(PyObject *object, void *closure) {
+    (void)closure;
+    return PyBool_FromLong((((dbp_py_facts *)object)->facts.status & DBP_FACT_TRACKED) != 0);
 }
 
 static PyGetSetDef facts_getset[] = {{"connection_id", facts_connection_id, NULL, NULL, NULL},
                                      {"status", facts_status, NULL, "server status word after opening", NULL},
+                                     {"tracked", facts_tracked, NULL, "the server reports changes", NULL},
                                      {"row", facts_row, NULL, "the first row of facts_sql: [bytes or None, ...]", NULL},
                                      {NULL, NULL, NULL, NULL, NULL}};
 

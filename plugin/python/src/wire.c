@@ -2,7 +2,12 @@
  * The socket-like object that PyMySQL talks to. First it plays the session's login in memory, then it reads and writes
  * the session's fd: always non-blocking (the open file description is shared with other processes), waiting by
  * dbp_py_wait, timeouts kept here and never set on the socket. It also reads the status word off every EOF packet,
- * which PyMySQL 1.0 throws away.
+ * which PyMySQL 1.0 throws away, and keeps in mind whether the lease changed its session: by what the server reports
+ * (DBP_STATUS_CHANGED) and by what the commands say (scan.c).
+ *
+ * An exception that ends a wait (a signal's, gevent's) leaves the wire in the middle of something. PyMySQL's own
+ * clean-up would go on writing and reading, wait for ever, or report another error in its place: so the wire is dead
+ * from then on, and the exception is kept for the caller.
  *
  * PyMySQL reads a packet as read(4) and read(length) from makefile("rb"), and writes by sendall; nothing else is used.
  */
@@ -22,7 +27,11 @@ typedef struct {
     bool closed;
     unsigned epoch;     /* in a forked child fd is closed already, and its number may be anybody's */
     int timeout_ms;     /* -1: none */
-    unsigned status;    /* server status word, as last heard */
+    unsigned status;    /* server status word, as last heard, without DBP_STATUS_CHANGED */
+    bool changed;       /* in this lease, by all that is known */
+    bool opaque;        /* its character set is none of those that scan.c can read */
+    bool autocommit;    /* the last command was SET autocommit: what it reports is no change */
+    PyObject *ended;    /* the exception that ended a wait */
     uint32_t announced; /* length in the packet header that was read last */
     size_t start, end;  /* unread bytes of buffer */
     unsigned char buffer[CHUNK];
@@ -92,12 +101,17 @@ static void wire_dealloc(PyObject *object) {
 
     wire_shut(self);
     Py_XDECREF(self->gone);
+    Py_XDECREF(self->ended);
     Py_TYPE(object)->tp_free(object);
 }
 
 static bool usable(wire_object *self) {
     PyObject *args;
 
+    if (self->ended) {
+        PyErr_SetString(PyExc_OSError, "a wait on this session was broken off");
+        return false;
+    }
     if (!self->closed)
         return true;
     args = Py_BuildValue("(is)", 0, "dbpool: this connection's session was returned to the pool");
@@ -107,11 +121,28 @@ static bool usable(wire_object *self) {
     return false;
 }
 
+/* The exception stays set as well. */
+static void keep_exception(wire_object *self) {
+    PyObject *type, *value, *traceback;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (!self->ended && value) {
+        if (traceback)
+            PyException_SetTraceback(value, traceback);
+        Py_INCREF(value);
+        self->ended = value;
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
 static int wait_or_raise(wire_object *self, bool reading) {
     int fd = self->fd, ready = dbp_py_wait(fd, reading, self->timeout_ms);
 
-    if (ready < 0)
+    if (ready < 0) {
+        keep_exception(self);
         return -1;
+    }
     if (!usable(self) || self->fd != fd) /* closed while we waited */
         return PyErr_Occurred() ? -1 : (PyErr_SetString(PyExc_OSError, "the wire changed during a wait"), -1);
     if (ready == 0) {
@@ -142,11 +173,42 @@ static Py_ssize_t receive(wire_object *self, void *to, size_t n) {
     }
 }
 
+static void hear(wire_object *self, unsigned status) {
+    if ((status & DBP_STATUS_CHANGED) && !self->autocommit)
+        self->changed = true;
+    self->status = status & 0xFFFFu & ~DBP_STATUS_CHANGED;
+}
+
+#define COM_QUIT 0x01
+#define COM_QUERY 0x03
+#define COM_STATISTICS 0x09
+#define COM_PROCESS_KILL 0x0C
+#define COM_PING 0x0E
+#define NO_BACKSLASH_ESCAPES 0x0200u
+
+/* What is about to be sent: PyMySQL sends a command's first packet in one piece, and only that has sequence number 0
+ * (or a chunk of a file that LOAD DATA LOCAL sends, which counts as a change anyway). */
+static void look(wire_object *self, const unsigned char *data, size_t n) {
+    enum dbp_py_effect effect = DBP_PY_CHANGES;
+
+    if (n >= 4 && data[3] != 0)
+        return;
+    if (n >= 5 && !self->opaque && n - 4 == ((size_t)data[0] | (size_t)data[1] << 8 | (size_t)data[2] << 16)) {
+        if (data[4] == COM_QUERY && n - 4 < 0xFFFFFFu) /* longer ones go on in another packet */
+            effect = dbp_py_scan((const char *)data + 5, n - 5, !(self->status & NO_BACKSLASH_ESCAPES));
+        else if (data[4] == COM_PING || data[4] == COM_PROCESS_KILL || data[4] == COM_STATISTICS || data[4] == COM_QUIT)
+            effect = DBP_PY_QUIET;
+    }
+    if (effect == DBP_PY_CHANGES)
+        self->changed = true;
+    self->autocommit = effect == DBP_PY_AUTOCOMMIT;
+}
+
 /* PyMySQL reads a header, then exactly its payload: so 5 bytes that were announced and begin with 0xFE are an EOF
  * packet (a text row that begins with 0xFE is at least 9 long). */
 static void note(wire_object *self, const unsigned char *data, size_t n) {
     if (n == 5 && self->announced == 5 && data[0] == 0xFE)
-        self->status = (unsigned)data[3] | (unsigned)data[4] << 8;
+        hear(self, (unsigned)data[3] | (unsigned)data[4] << 8);
     self->announced = n == 4 ? (uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 : 0;
 }
 
@@ -219,6 +281,7 @@ static PyObject *wire_sendall(PyObject *object, PyObject *arg) {
             return PyErr_Format(PyExc_OSError, "the login replay did not understand the driver");
         Py_RETURN_NONE;
     }
+    look(self, data.buf, (size_t)data.len);
     while (sent < (size_t)data.len) {
         ssize_t n = send(self->fd, (const char *)data.buf + sent, (size_t)data.len - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
 
@@ -299,6 +362,32 @@ static PyObject *wire_fileno(PyObject *object, PyObject *ignored) {
     return PyLong_FromLong(((wire_object *)object)->fd);
 }
 
+static PyObject *wire_begin(PyObject *object, PyObject *arg) {
+    wire_object *self = (wire_object *)object;
+    long status = PyLong_AsLong(arg);
+
+    if (status == -1 && PyErr_Occurred())
+        return NULL;
+    self->status = (unsigned)status & 0xFFFFu;
+    self->changed = self->autocommit = false;
+    Py_RETURN_NONE;
+}
+
+static PyObject *wire_mark(PyObject *object, PyObject *ignored) {
+    (void)ignored;
+    ((wire_object *)object)->changed = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *wire_ended(PyObject *object, PyObject *ignored) {
+    wire_object *self = (wire_object *)object;
+    PyObject *ended = self->ended ? self->ended : Py_None;
+
+    (void)ignored;
+    Py_INCREF(ended);
+    return ended;
+}
+
 static PyObject *wire_close(PyObject *object, PyObject *ignored) {
     (void)ignored;
     wire_shut((wire_object *)object);
@@ -316,12 +405,30 @@ static int set_status(PyObject *object, PyObject *value, void *closure) {
     (void)closure;
     if (status == -1 && PyErr_Occurred())
         return -1;
-    ((wire_object *)object)->status = (unsigned)status & 0xFFFFu;
+    hear((wire_object *)object, (unsigned)status);
+    return 0;
+}
+
+static PyObject *get_flag(PyObject *object, void *closure) {
+    return PyBool_FromLong(*((const char *)object + (size_t)closure));
+}
+
+static int set_opaque(PyObject *object, PyObject *value, void *closure) {
+    int opaque = value ? PyObject_IsTrue(value) : 0;
+
+    (void)closure;
+    if (opaque < 0)
+        return -1;
+    ((wire_object *)object)->opaque = opaque;
     return 0;
 }
 
 static PyGetSetDef wire_getset[] = {
-    {"status", get_status, set_status, "server status word, as last heard or set", NULL},
+    {"status", get_status, set_status, "server status word, as last heard; PyMySQL sets it from an OK packet", NULL},
+    {"changed", get_flag, NULL, "this lease changed its session, by all that is known",
+     (void *)offsetof(wire_object, changed)},
+    {"opaque", get_flag, set_opaque, "every statement counts as a change: they cannot be read",
+     (void *)offsetof(wire_object, opaque)},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyMethodDef wire_methods[] = {
@@ -334,6 +441,9 @@ static PyMethodDef wire_methods[] = {
     {"refusal", wire_refusal, METH_NOARGS, "refusal() -> what did not fit in the login, or ''"},
     {"pending", wire_pending, METH_NOARGS, "pending() -> bytes read from the session that nobody asked for yet"},
     {"fileno", wire_fileno, METH_NOARGS, "fileno() -> fd or -1"},
+    {"begin", wire_begin, METH_O, "begin(status): another lease, of a session with this status"},
+    {"mark", wire_mark, METH_NOARGS, "mark(): the session counts as changed"},
+    {"ended", wire_ended, METH_NOARGS, "ended() -> the exception that ended a wait, or None; the wire is dead then"},
     {"close", wire_close, METH_NOARGS, "close(): closes this process's fd, writes nothing; harmless twice"},
     {NULL, NULL, 0, NULL}};
 

@@ -410,3 +410,104 @@ def shared_object(request):
 def versions(request):
     import MySQLdb
     return JsonResponse(_who(python=sys.version, driver=MySQLdb.__name__, file=MySQLdb.__file__))
+
+
+# ---- isolation (test_isolation.py) ----
+
+
+def _raw():
+    connection.ensure_connection()
+    return connection.connection
+
+
+def leave(request):
+    """POST {"steps": [[verb, ...], ...]}: does them with one lease and leaves all as it is then."""
+    raw = _raw()
+    found = raw.thread_id()
+    cursors = KEPT.setdefault('cursors', [])
+    outcomes = []
+    for verb, *args in json.loads(request.body)['steps']:
+        cursor = raw.cursor(_unbuffered() if verb == 'unbuffered' else None)
+        cursors.append(cursor)  # nothing is tidied up by being dropped
+        try:
+            if verb == 'call':
+                outcomes.append(repr(getattr(raw, args[0])(*args[1:])))
+            elif verb == 'charset':
+                getattr(raw, 'set_charset' if hasattr(raw, 'set_charset') else 'set_character_set')(*args)
+            elif verb == 'encoder':
+                raw.encoders[complex] = str
+            elif verb == 'callproc':
+                cursor.callproc(*args)
+            else:
+                sql, *parameters = args
+                cursor.execute(sql, *parameters)
+                if verb == 'unbuffered':
+                    cursor.fetchone()
+                elif verb == 'sql':
+                    cursor.fetchall()
+                    while cursor.nextset():
+                        cursor.fetchall()
+                outcomes.append('ok')
+        except Exception as error:
+            outcomes.append(_describe(error))
+    del cursors[:-20]
+    return JsonResponse(_who(id=found, outcomes=outcomes))
+
+
+# The first one writes: SET TRANSACTION is for the next statement only.
+_PORTRAIT = [
+    'DELETE FROM leaks WHERE id = -1', 'SELECT COUNT(*) FROM nonces', 'SELECT COUNT(*) FROM leak_temporary',
+    'HANDLER leaks READ FIRST', 'EXECUTE leak_prepared', "SELECT IS_USED_LOCK('leak')", 'SELECT @@in_transaction',
+    'SELECT DATABASE(), CURRENT_ROLE(), @leak, @leak2, @init_leak, COLLATION(\'x\')', 'SELECT n FROM leaks ORDER BY n, id',
+]
+_VOLATILE = {'rand_seed1', 'rand_seed2', 'timestamp', 'pseudo_thread_id', 'last_insert_id', 'insert_id', 'identity',
+             'error_count', 'warning_count', 'in_transaction'}
+
+
+def portrait(request):
+    """All that a lease can see of its session and of its driver object, the session's number aside."""
+    raw = _raw()
+    seen = {}
+    for sql in _PORTRAIT:
+        cursor = raw.cursor()
+        try:
+            cursor.execute(sql)
+            seen[sql] = [[_plain(value) for value in row] for row in cursor.fetchall()]
+        except Exception as error:
+            seen[sql] = error.args[0] if error.args else repr(error)
+    cursor = raw.cursor()
+    cursor.execute('SHOW SESSION VARIABLES')
+    variables = {name: value for name, value in cursor.fetchall()
+                 if name not in _VOLATILE and not name.startswith('gtid')}
+    trap = "it's a \\ \\' \" trap \u20ac"
+    cursor.execute('SELECT %s, CONNECTION_ID()', [trap])
+    came, number = cursor.fetchone()
+    driver = {'autocommit': bool(raw.get_autocommit()), 'encoding': raw.encoding, 'charset': raw.character_set_name(),
+              'thread': raw.thread_id() == number, 'trap': came == trap, 'encoders': sorted(map(str, raw.encoders))}
+    return JsonResponse(_who(id=number, seen=seen, variables=variables, driver=driver))
+
+
+def django_work(request):
+    """What a request of an ordinary application does: reads, writes, transactions, savepoints, a lock on a row."""
+    for commit in (True, False):
+        with connection.cursor() as cursor:
+            cursor.execute('SELECT n FROM counters WHERE id = %s', [2])
+            cursor.fetchone()
+            cursor.execute("INSERT INTO leaks (n, text) VALUES (%s, %s)", [0, "it's; @a := 1 -- GET_LOCK('x')"])
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute('SELECT n FROM counters WHERE id = %s FOR UPDATE', [2])
+                cursor.fetchone()
+            with transaction.atomic():
+                with connection.cursor() as cursor:
+                    cursor.execute('DELETE FROM leaks WHERE n = %s', [0])
+            if not commit:
+                transaction.set_rollback(True)
+        connection.set_autocommit(False)
+        connection.rollback()
+        connection.set_autocommit(True)
+        with connection.cursor() as cursor:
+            cursor.executemany('INSERT INTO leaks (n) VALUES (%s)', [(0,), (0,)])
+            cursor.execute('DELETE FROM leaks WHERE n = 0')
+    connection.close()
+    return JsonResponse(_who())

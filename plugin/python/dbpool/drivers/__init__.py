@@ -8,7 +8,10 @@
     same_in_both(params)                        -> server-visible options that a driver object must be told too
     Driver(lease, spec, local)                  builds a driver object on a leased session; .connection is it
         .checkout(status)                       before each lease: the object knows nothing of its last use
-        .settle(autocommit) -> (how, status, keep)    after it: CLEAN, RESET or DOOM; reads memory only
+        .settle(autocommit, reset) -> (how, status, keep)   after it: CLEAN, RESET, FULL or DOOM; reads memory only.
+                                                reset is the pool's reset_on_return
+        .before(name)                           before the user calls a method of that name that lease.py does not know
+        .lend(value)                            the user was given a container of the object's
         .failed(error) -> exception or None     after each call that raised: what to raise in its place
         .facts_row                              the session's row of facts_sql
         .ping(timeout_ms) -> bool               the server answers; between two leases only, the object does not notice
@@ -17,6 +20,57 @@
     Connection                                  the proxy for a lease (lease.py)
     abandon(connection)                         a private connection inherited through a fork: unused, no COM_QUIT
 """
+
+import re
+
+
+# Calls that change nothing of the session that the server or scan.c would not see. Others count as a change.
+QUIET = frozenset(
+    "affected_rows begin character_set_name errno error escape escape_string field_count fileno get_autocommit "
+    "get_character_set_info get_host_info get_proto_info get_server_info host_info info insert_id kill literal "
+    "next_result ping show_warnings sqlstate stat store_result string_literal thread_id use_result warning_count".split()
+)
+
+# In these no byte of a longer character looks like ASCII, so that src/scan.c can read a statement.
+_READABLE = frozenset((b"utf8mb4", b"utf8mb3", b"utf8", b"latin1", b"ascii", b"binary"))
+
+
+def opaque(spec):
+    """True where statements cannot be read: then each counts as a change of the session."""
+    if spec["charset"] not in _READABLE:
+        return True
+    for statement in spec.get("init_sql", ()):
+        if re.search(rb"(?i)charset|character", statement):
+            return True
+        for name in re.findall(rb"(?i)\bnames\b\W*(\w*)", statement):
+            if name.lower() not in _READABLE:
+                return True
+    return False
+
+
+class Lent:
+    """Containers of a driver object (encoders, decoders, ...) that the user was given: were they changed?"""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self):
+        self.pairs = []
+
+    @staticmethod
+    def _copy(value):
+        if isinstance(value, dict):
+            return {key: list(one) if isinstance(one, list) else one for key, one in value.items()}
+        return list(value)
+
+    def add(self, value):
+        if not any(value is lent for lent, _ in self.pairs):
+            self.pairs.append((value, self._copy(value)))
+
+    def changed(self):
+        """True when one is not what it was. Asked once: the next lease begins with none."""
+        changed = any(value != copy for value, copy in self.pairs)
+        self.pairs.clear()
+        return changed
 
 
 class SessionUnavailable(Exception):

@@ -7,7 +7,7 @@ session's fd is put under its fd number. The object lives as long as the session
 With MariaDB's client library every wait goes through our hook (MARIADB_OPT_IO_WAIT), in greenlets on the hub. Where the
 library has no such option (Oracle's) a Fallback object sends, waits and then reads: the wait for the first byte of an
 answer is cooperative, the rest of a long answer is not. Such an object's cached status can be neither written nor read
-either, so each lease begins with a round trip (DO 0) and ends with a reset.
+either, so each lease begins with a round trip (DO 0) and ends with a reset, of all of the session with 'auto'.
 """
 
 import os
@@ -19,7 +19,7 @@ import MySQLdb.connections
 from .. import _dbpool, optionfile, waiting
 from ..lease import LeasedConnection
 from ..settings import LOCAL_FILES, ConfigurationError
-from . import SessionUnavailable, from_server
+from . import QUIET, Lent, SessionUnavailable, from_server, opaque
 
 PASSWORD_ENCODING = "utf-8"
 EMPTY_SQL_MODE_IS_SENT = False
@@ -124,7 +124,7 @@ class Fallback(MySQLdb.connections.Connection):
 
 class Driver:
     __slots__ = ("session", "incarnation", "connection", "native", "cooperative", "broken", "unread", "facts_row",
-                 "_wait_ms")
+                 "_wait_ms", "tracked", "renew", "lent")
 
     def __init__(self, lease, spec, local):
         fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
@@ -142,6 +142,9 @@ class Driver:
         self.broken = False
         self.unread = None
         self.facts_row = facts.row
+        self.tracked = facts.tracked
+        self.renew = False  # another object is made for the next lease
+        self.lent = Lent()
         arguments = dict(local)
         read_timeout = arguments.get("read_timeout") or waiting.FOREVER_S
         # Without a limit libmariadb would block in recv() and never come to the hook. Set before the session is under
@@ -166,6 +169,7 @@ class Driver:
                 native.drop()
         # The driver's own number, not the session's: the object stays on it until it is destroyed.
         self.native.adopt(fd, self.connection.fileno())
+        self.native.opaque = opaque(spec)
         if not self.cooperative:
             number = self.connection.fileno()
             self.connection._dbpool_wait = lambda: self._wait(number)
@@ -211,18 +215,23 @@ class Driver:
             # The object cannot be told what the session's status is, so it asks: one round trip.
             self.connection.ping()
 
-    def settle(self, autocommit):
+    def settle(self, autocommit, reset):
         if self.cooperative:
-            how, status, grown = self.native.settle(autocommit)
+            how, status, grown, changed = self.native.settle(autocommit)
             if self.broken or how == _dbpool.DOOM:
                 return _dbpool.DOOM, status, False
             self.unread = None
-            return how, status, not grown
+            if reset == "full" or (reset == "auto" and (changed or not self.tracked)):
+                how = _dbpool.FULL
+            return how, status, not (grown or self.renew or self.lent.pairs and self.lent.changed())
         if self.broken or self.unread is not None or self.native.more_results():
             return _dbpool.DOOM, 0, False
-        return _dbpool.RESET, _STATUS_AUTOCOMMIT if autocommit else 0, True
+        how = _dbpool.FULL if reset in ("auto", "full") else _dbpool.RESET
+        return how, _STATUS_AUTOCOMMIT if autocommit else 0, not (self.renew or self.lent.changed())
 
     def failed(self, error):
+        # An error packet has no status word: what the statement changed before it failed was not reported.
+        self.native.mark()
         kept = self.native.take_exception()
         if kept is not None:
             self.broken = True
@@ -231,6 +240,24 @@ class Driver:
         if self.native.socket() < 0 or (self.broken and not self.cooperative):
             self.native.lost()
         return kept
+
+    def before(self, name):
+        self.native.note()
+        if name not in QUIET:
+            self.native.mark()
+        if name == "set_character_set":
+            self.renew = True  # its idea of the character set is in the library
+
+    def lend(self, value):
+        self.lent.add(value)
+
+    def noted(self, method, *args):
+        self.native.note()
+        return method(*args)
+
+    def autocommit(self, on):
+        self.native.expect_autocommit()
+        self.connection.autocommit(on)
 
     def ping(self, timeout_ms):
         fd = self.native.socket()
@@ -274,7 +301,16 @@ class Connection(LeasedConnection):
         driver = self._driver
         if driver is not None and driver.unread is not None:
             self._call(driver.finish_dropped)
-        return self._call(self._target.query, query)
+        return self._call(driver.native.query, query)
+
+    def commit(self):
+        return self._call(self._driver.noted, self._target.commit)
+
+    def rollback(self):
+        return self._call(self._driver.noted, self._target.rollback)
+
+    def autocommit(self, on):
+        return self._call(self._driver.autocommit, on)
 
     def store_result(self):
         return self._call(self._target.store_result)
@@ -287,7 +323,7 @@ class Connection(LeasedConnection):
 
     def ping(self, reconnect=None):
         """Never reconnects: that would be a connection outside the pool."""
-        return self._call(self._target.ping)
+        return self._call(self._driver.noted, self._target.ping)
 
     def literal(self, o):
         return self._open().literal(o)

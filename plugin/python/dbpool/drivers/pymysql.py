@@ -13,7 +13,7 @@ from pymysql.constants import CLIENT
 from .. import _dbpool, optionfile, waiting
 from ..lease import LeasedConnection
 from ..settings import LOCAL_FILES, ConfigurationError
-from . import SessionUnavailable, from_server
+from . import QUIET, Lent, SessionUnavailable, from_server, opaque
 
 PASSWORD_ENCODING = "latin1"
 EMPTY_SQL_MODE_IS_SENT = True
@@ -64,7 +64,7 @@ class PooledConnection(StockConnection):
 
 
 class Driver:
-    __slots__ = ("session", "incarnation", "connection", "wire", "facts_row", "broken")
+    __slots__ = ("session", "incarnation", "connection", "wire", "facts_row", "broken", "tracked", "lent", "_names")
 
     def __init__(self, lease, spec, local):
         fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
@@ -75,11 +75,15 @@ class Driver:
         self.session = lease.session
         self.incarnation = lease.incarnation
         self.broken = False
+        self.tracked = facts.tracked
+        self.lent = Lent()
         self.wire = _dbpool.Wire(facts, spec["charset"].decode(), lease.status(), pymysql.InterfaceError)
         try:
             self.connection = self._login(spec, local)
             if self.connection.thread_id() != facts.connection_id:
                 raise ConfigurationError("dbpool: the replayed login gave PyMySQL another session's number")
+            self._names = self.connection.charset, self.connection.encoding
+            self.wire.opaque = opaque(spec)
             self.wire.adopt(fd)
         except BaseException:
             self.wire.close()
@@ -112,13 +116,14 @@ class Driver:
     # ---- a lease's life ----
 
     def checkout(self, status):
-        self.wire.status = status
+        self.wire.begin(status)
         connection = self.connection
+        connection.charset, connection.encoding = self._names
         connection._result = None
         connection._affected_rows = 0
         connection.autocommit_mode = None
 
-    def settle(self, autocommit):
+    def settle(self, autocommit, reset):
         connection = self.connection
         status = self.wire.status
         result = connection._result
@@ -130,14 +135,27 @@ class Driver:
             or self.wire.pending()
         ):
             return _dbpool.DOOM, status, False
+        keep = not (self.lent.pairs and self.lent.changed())
+        if reset == "full" or (reset == "auto" and (self.wire.changed or not self.tracked)):
+            return _dbpool.FULL, status, keep
         if status & _IN_TRANS or bool(status & _AUTOCOMMIT) != autocommit:
-            return _dbpool.RESET, status, True
-        return _dbpool.CLEAN, status, True
+            return _dbpool.RESET, status, keep
+        return _dbpool.CLEAN, status, keep
 
     def failed(self, error):
-        if not from_server(error, pymysql.MySQLError):
+        # An error packet has no status word: what the statement changed before it failed was not reported.
+        self.wire.mark()
+        ended = self.wire.ended()
+        if ended is not None or not from_server(error, pymysql.MySQLError):
             self.broken = True
-        return None
+        return None if ended is error else ended
+
+    def before(self, name):
+        if name not in QUIET:
+            self.wire.mark()
+
+    def lend(self, value):
+        self.lent.add(value)
 
     def ping(self, timeout_ms):
         fd = self.wire.fileno()

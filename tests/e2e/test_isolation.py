@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: MIT
+"""I6: what one lease leaves behind is not there for the next, in another process or in the same.
+
+Each row of LEAKS is what one lease does. The next one describes all that it can see (views.py: portrait), and that must be
+what the first lease of the new session saw. Nothing is ever committed that was not.
+"""
+
+import os
+import tempfile
+import unittest
+
+from tests.e2e.base import USER, WithServer, WithUwsgi
+from tests.support import wait_until
+
+INSERT = "INSERT INTO leaks (n) VALUES (1)"
+
+# name -> steps of views.leave. A name that ends with "(new)" is of a session that is not handed on.
+LEAKS = {
+    'uncommitted rows': [['sql', 'BEGIN'], ['sql', INSERT]],
+    'uncommitted rows and a savepoint': [['sql', 'START TRANSACTION'], ['sql', INSERT], ['sql', 'SAVEPOINT a']],
+    'autocommit off by the driver': [['call', 'autocommit', False], ['sql', INSERT]],
+    'autocommit off by SQL': [['sql', 'SET autocommit = 0'], ['sql', INSERT]],
+    'autocommit off among others': [['sql', 'SET @leak = 1, autocommit = 0'], ['sql', INSERT]],
+    'a chain of transactions': [['sql', 'SET completion_type = CHAIN'], ['sql', 'BEGIN'], ['sql', INSERT],
+                                ['sql', 'ROLLBACK'], ['sql', INSERT]],
+    'an XA transaction': [['sql', "XA START 'leak'"], ['sql', INSERT]],
+    'an XA transaction that was ended': [['sql', "XA START 'leak'"], ['sql', INSERT], ['sql', "XA END 'leak'"]],
+    'isolation level': [['sql', 'SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE']],
+    'isolation level of the next transaction': [['sql', 'SET TRANSACTION ISOLATION LEVEL SERIALIZABLE']],
+    'read only': [['sql', 'SET SESSION TRANSACTION READ ONLY']],
+    'read only for the next transaction': [['sql', 'SET TRANSACTION READ ONLY']],
+    'sql_mode': [['sql', "SET SESSION sql_mode = 'ANSI'"]],
+    'NO_BACKSLASH_ESCAPES': [['sql', "SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'"]],
+    'NO_BACKSLASH_ESCAPES, and used': [['sql', "SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'"],
+                                       ['sql', 'SELECT %s', ["\\'"]], ['sql', 'SELECT 1']],
+    'time_zone': [['sql', "SET time_zone = '+03:00'"]],
+    'charset': [['sql', 'SET NAMES latin1']],
+    'charset by the driver': [['charset', 'latin1']],
+    'collation': [['sql', 'SET NAMES utf8mb4 COLLATE utf8mb4_bin']],
+    'collation_connection': [['sql', "SET collation_connection = 'utf8mb4_bin'"]],
+    'foreign_key_checks': [['sql', 'SET foreign_key_checks = 0']],
+    'sql_select_limit': [['sql', 'SET sql_select_limit = 1']],
+    'a variable for one statement': [['sql', 'SET STATEMENT sql_select_limit = 1 FOR SELECT 1']],
+    'max_statement_time': [['sql', 'SET max_statement_time = 0.5']],
+    'profiling': [['sql', 'SET profiling = 1']],
+    'what the pool itself set': [['sql', 'SET session_track_state_change = OFF'], ['sql', 'SELECT @leak := 1']],
+    'init_command': [['sql', "SET @init_leak = 'other'"]],
+    'a role': [['sql', 'SET ROLE leaky']],
+    'user variable, SET': [['sql', 'SET @leak = 1']],
+    'user variable, :=': [['sql', 'SELECT @leak := 1']],
+    'user variable, := and much after it': [['sql', 'SELECT @leak := 1'], ['sql', 'SELECT 2'], ['call', 'commit'],
+                                            ['sql', 'SELECT 3']],
+    'user variable, INTO': [['sql', 'SELECT 1 INTO @leak']],
+    'user variable, INTO with a comment': [['sql', 'SELECT 1 INTO /* a */ -- b\n @leak']],
+    'user variable in a write': [['sql', 'UPDATE counters SET n = n + 0 * (@leak := 1) WHERE id = 1']],
+    'user variable, EXECUTE IMMEDIATE': [['sql', "EXECUTE IMMEDIATE 'SELECT 1 INTO @leak'"]],
+    'user variable, first of several statements': [['sql', 'SET @leak = 1; SELECT 1']],
+    'user variable, BEGIN NOT ATOMIC': [['sql', 'BEGIN NOT ATOMIC SELECT 1 INTO @leak; END']],
+    'user variable, executable comment': [['sql', 'SELECT /*! @leak := */ 1']],
+    'temporary table': [['sql', 'CREATE TEMPORARY TABLE leak_temporary (a INT)']],
+    'LOCK TABLES': [['sql', 'LOCK TABLES leaks WRITE']],
+    'FLUSH TABLES WITH READ LOCK': [['sql', 'FLUSH TABLES WITH READ LOCK']],
+    'GET_LOCK, SELECT': [['sql', "SELECT GET_LOCK('leak', 0)"]],
+    'GET_LOCK, DO': [['sql', "DO GET_LOCK('leak', 0)"]],
+    'GET_LOCK by its quoted name': [['sql', "SELECT `get_lock`('leak', 0)"]],
+    'HANDLER': [['sql', 'HANDLER leaks OPEN']],
+    'USE': [['sql', 'USE elsewhere']],
+    'select_db': [['call', 'select_db', 'elsewhere']],
+    'prepared statement': [['sql', "PREPARE leak_prepared FROM 'SELECT 1'"]],
+    'unread rows (new)': [['unbuffered', 'SELECT id, REPEAT(nonce, 1000) FROM nonces']],
+    'unread results (new)': [['first', 'SELECT 1; SELECT 2; SET @leak = 1; SELECT 3']],
+    'unread results of a procedure (new)': [['first', 'CALL leak_results()']],
+    'all results of a procedure': [['sql', 'CALL leak_results()']],
+    'a procedure that sets a variable': [['sql', 'CALL leak_sets()']],
+    'a procedure with INTO': [['sql', 'CALL leak_into()']],
+    'a procedure that locks': [['sql', 'CALL leak_locks()']],
+    'arguments of callproc()': [['callproc', 'leak_argument', [5]], ['sql', 'SELECT @_leak_argument_0 + 0 INTO @leak']],
+    'a procedure that fails after it has set a variable': [['sql', 'CALL leak_fails()']],
+    'a function that sets a variable': [['sql', 'SELECT leak_function()']],
+    'a function that sets a variable, and other results after it': [['sql', 'SELECT leak_function()'], ['sql', 'SELECT 1'],
+                                                                    ['call', 'commit']],
+    'a function that sets a variable, for the optimizer': [['sql', 'SELECT id FROM nonces WHERE id = leak_function()']],
+    'a function that makes a temporary table': [['sql', 'SELECT leak_makes()']],
+    'a trigger that sets a variable': [['sql', 'UPDATE triggered SET n = 2']],
+    'a trigger that sets a variable before an error': [['sql', 'UPDATE triggered SET n = -1']],
+    'a packet that is too large (new)': [['sql', 'SET @leak = 1'], ['sql', 'SELECT LENGTH(%s)', ['x' * 2000000]]],
+    'LOAD DATA LOCAL': [['sql', 'LOAD DATA LOCAL INFILE %s INTO TABLE loaded', ['FILE']]],
+    'LOAD DATA LOCAL of a file that is not there': [['sql', "LOAD DATA LOCAL INFILE '/not/there' INTO TABLE loaded"]],
+    "the driver object's encoders": [['encoder']],
+}
+
+ROUTINES = [
+    'CREATE PROCEDURE leak_results() BEGIN SELECT 1; SELECT 2; SET @leak = 1; SELECT 3; END',
+    'CREATE PROCEDURE leak_sets() SET @leak = 1',
+    'CREATE PROCEDURE leak_into() SELECT 1 INTO @leak',
+    "CREATE PROCEDURE leak_locks() DO GET_LOCK('leak', 0)",
+    'CREATE PROCEDURE leak_argument(IN a INT) SET @leak2 = a',
+    'CREATE PROCEDURE leak_fails() BEGIN SET @leak = 1; SELECT * FROM not_there; END',
+    'CREATE FUNCTION leak_function() RETURNS INT DETERMINISTIC BEGIN SET @leak = 1; RETURN 1; END',
+    'CREATE FUNCTION leak_makes() RETURNS INT BEGIN CREATE TEMPORARY TABLE leak_temporary (a INT); RETURN 1; END',
+    'CREATE TABLE triggered (n INT CHECK (n > 0)) ENGINE=InnoDB',
+    'INSERT INTO triggered VALUES (1)',
+    'CREATE TRIGGER leak_trigger BEFORE UPDATE ON triggered FOR EACH ROW SET @leak = 1',
+]
+
+
+class Isolation(WithUwsgi):
+    """Two prefork workers and one session, so that the test decides who has it when."""
+
+    mode = 'prefork'
+    server_options = ('--max-allowed-packet=1M', '--local-infile=1')
+    pool = {'pool_size': 1, 'max_overflow': 0, 'timeout': 30}
+    ended = ()  # these too end their session
+
+    @classmethod
+    def database(cls, pool=None, **more):
+        multi = 1 << 16
+        return super().database(pool, options={'local_infile': True, 'client_flag': multi,
+                                               'init_command': "SET @init_leak = 'kept'"}, **more)
+
+    @classmethod
+    def make_uwsgi(cls, *args, **more):
+        server = cls.server
+        server.query("CREATE TABLE leaks (id INT AUTO_INCREMENT PRIMARY KEY, n INT, text TEXT) ENGINE=InnoDB")
+        server.query('CREATE TABLE loaded (line TEXT) ENGINE=InnoDB')
+        server.query('CREATE DATABASE elsewhere')
+        server.query('CREATE ROLE leaky')
+        server.query("GRANT leaky TO `%s`@'%%'" % USER)
+        for routine in ROUTINES:
+            server.query(routine)
+        with tempfile.NamedTemporaryFile('w', dir=cls.meet, delete=False) as f:
+            f.write('a line\n')
+            os.fchmod(f.fileno(), 0o644)
+        cls.file = f.name
+        return super().make_uwsgi(*args, **more)
+
+    def by(self, worker, path, *args, **parameters):
+        with self.only_worker(worker):
+            answer = self.uwsgi.get(path, *args, **parameters)
+        self.assertEqual(answer.status, 200, answer)
+        answer = answer.json()
+        self.assertEqual(answer['worker'], worker)
+        return answer
+
+    def test_leaks(self):
+        # Of a session that nobody else had, by each worker's driver.
+        fresh = {worker: self.by(worker, '/portrait') for worker in (1, 2)}
+        for driver in fresh.values():
+            self.assertEqual(driver['seen']['SELECT n FROM leaks ORDER BY n, id'], [])
+            self.assertTrue(driver['driver']['trap'] and driver['driver']['thread'] and driver['driver']['autocommit'])
+        for name, steps in LEAKS.items():
+            steps = [[[self.file] if part == ['FILE'] else part for part in step] for step in steps]
+            for first, second in ((1, 2), (2, 1), (1, 1)):
+                with self.subTest(name, first=first, second=second):
+                    left = self.by(first, '/leave', {'steps': steps})
+                    seen = self.by(second, '/portrait')
+                    for what in ('seen', 'driver', 'variables'):
+                        self.assertEqual(seen[what], fresh[second][what], (name, left))
+                    self.assertEqual(seen['id'] != left['id'], name.endswith('(new)') or name in self.ended, left)
+                    self.assertEqual(self.server.query('SELECT COUNT(*) FROM leaks'), ((0,),))
+                    self.assertEqual(self.server.query("SELECT GET_LOCK('leak', 0), RELEASE_LOCK('leak')"), ((1, 1),))
+
+    def test_the_rows_do_what_they_say(self):
+        """A row whose statement fails for another reason than it should would prove nothing."""
+        # No session is pooled with LOAD DATA LOCAL but by the user's own settings: these are his.
+        expected = {'a procedure that fails after it has set a variable': 1146, 'a packet that is too large (new)': None,
+                    'a trigger that sets a variable before an error': 4025,
+                    'LOAD DATA LOCAL of a file that is not there': None}
+        for name, steps in LEAKS.items():
+            steps = [[[self.file] if part == ['FILE'] else part for part in step] for step in steps]
+            with self.subTest(name):
+                outcomes = self.by(1, '/leave', {'steps': steps})['outcomes']
+                failed = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+                if name in expected:
+                    self.assertEqual(len(failed), 1, outcomes)
+                    self.assertIn(expected[name], (None, failed[0]['code']), outcomes)
+                else:
+                    self.assertEqual(failed, [])
+
+    def resets(self):
+        return self.uwsgi.metric('dbpool.default.resets')
+
+    def test_an_ordinary_request_costs_no_reset(self):
+        for worker in (1, 2):
+            self.by(worker, '/django_work')  # Django's own questions about the server, and the driver's objects
+        before = self.resets()
+        for worker in (1, 2, 1, 1):
+            self.by(worker, '/django_work')
+            self.by(worker, '/rows', ids='1,2,3', token="x'; SET @a=1 -- ")
+        self.assertEqual(self.resets(), before)
+        self.by(1, '/leave', {'steps': [['sql', 'SET @leak = 1']]})
+        self.whole(self.uwsgi)
+        self.assertEqual(self.resets(), before + 1)
+
+
+class Isolation_mysqlclient(Isolation, unittest.TestCase):
+    driver = 'mysqlclient'
+
+
+class Isolation_pymysql(Isolation, unittest.TestCase):
+    driver = 'pymysql'
+
+
+class Isolation_alternating(Isolation, unittest.TestCase):
+    """Worker 1 has mysqlclient, worker 2 PyMySQL."""
+
+    uwsgi_options = {'lazy-apps': True}
+    given = {'per_worker': {'1': {'driver': 'mysqlclient'}, '2': {'driver': 'pymysql'}}}
+
+
+class Isolation_fallback(Isolation, unittest.TestCase):
+    """mysqlclient on a library that can tell nothing of the session: each lease ends with a reset."""
+
+    driver = 'mysqlclient'
+    environ = {'DBPOOL_FORCE_FALLBACK': '1'}
+    ended = ('LOAD DATA LOCAL of a file that is not there',)  # the object cannot say that its wire is idle
+
+    def test_an_ordinary_request_costs_no_reset(self):
+        before = self.resets() or 0  # None: nobody has used the pool yet
+        self.by(1, '/rows', ids='1', token='x')
+        self.whole(self.uwsgi)
+        self.assertEqual(self.resets(), before + 1)
+
+
+class Resets(WithServer, unittest.TestCase):
+    """The other values of reset_on_return, and a server that cannot be reset."""
+
+    def run_pool(self, reset, driver='mysqlclient', **more):
+        pool = {'pool_size': 1, 'max_overflow': 0, 'timeout': 30}
+        if reset != 'unset':
+            pool['reset_on_return'] = reset
+        return self.entered(self.make_uwsgi(driver, 'prefork', {'default': self.database(pool, **more)}, processes=1))
+
+    def test_what_each_promises(self):
+        leave = ['SET @leak = 1', 'BEGIN', 'UPDATE counters SET n = n + 1 WHERE id = 1']
+        for driver in ('mysqlclient', 'pymysql'):
+            for reset, kept, committed in [('unset', None, 0), ('auto', None, 0), ('full', None, 0), ('rollback', 1, 0),
+                                           (None, 1, 0), ('commit', 1, 1)]:
+                with self.subTest(driver=driver, reset=reset):
+                    uwsgi = self.run_pool(reset, driver)
+                    before = self.counter()
+                    first = self.run_sql(uwsgi, *leave)
+                    second = self.run_sql(uwsgi, 'SELECT @leak', 'SELECT @@in_transaction')
+                    self.assertEqual(second['results'], [[[kept]], [[0]]])
+                    self.assertEqual((first['id'], self.counter() - before), (second['id'], committed))
+                    self.whole(uwsgi)
+                    uwsgi.close()
+
+    def test_full_resets_after_each_lease(self):
+        uwsgi = self.run_pool('full')
+        for _ in range(3):
+            self.run_sql(uwsgi, 'SELECT 1')
+        self.whole(uwsgi)
+        self.assertEqual(uwsgi.metric('dbpool.default.resets'), 3)
+
+    def test_without_a_database(self):
+        """Nothing leads back to no database after USE: that session ends, others are reset."""
+        uwsgi = self.run_pool('auto', NAME='')
+        first = self.run_sql(uwsgi, 'SET @leak = 1')
+        second = self.run_sql(uwsgi, 'SELECT @leak, DATABASE()', 'USE app')
+        self.assertEqual((second['id'], second['results'][0]), (first['id'], [[None, None]]))
+        third = self.run_sql(uwsgi, 'SELECT DATABASE()')
+        self.assertEqual(third['results'], [[[None]]])
+        self.assertNotEqual(third['id'], first['id'])
+
+    def test_a_reset_that_fails_ends_the_session(self):
+        """Its database is gone."""
+        server = self.server
+        server.query('CREATE DATABASE soon')
+        uwsgi = self.run_pool('auto', NAME='soon')
+        first = self.run_sql(uwsgi, 'SET @leak = 1')
+        self.whole(uwsgi)
+        server.query('DROP DATABASE soon')
+        self.run_sql(uwsgi, 'SET @leak = 2')
+        wait_until(lambda: first['id'] not in self.sessions(), 30, 'the session ends')
+        server.query('CREATE DATABASE soon')
+        third = self.run_sql(uwsgi, 'SELECT @leak, DATABASE()')
+        self.assertEqual(third['results'], [[[None, 'soon']]])
+
+
+class InitConnect(WithServer, unittest.TestCase):
+    """init_connect runs at a login and at no reset: changed sessions are replaced, and the log says so, once."""
+
+    server_options = ("--init-connect=SET @from_init_connect = 'kept'",)
+
+    def test_changed_sessions_are_replaced(self):
+        pool = {'pool_size': 1, 'max_overflow': 0, 'timeout': 30}
+        uwsgi = self.entered(self.make_uwsgi('mysqlclient', 'prefork', {'default': self.database(pool)}, processes=1))
+        self.server.query("REVOKE ALL, GRANT OPTION FROM `%s`@'%%'" % USER)  # init_connect is not for administrators
+        self.server.query("GRANT ALL ON app.* TO `%s`@'%%'" % USER)
+        seen = []
+        for _ in range(3):
+            seen.append(self.run_sql(uwsgi, 'SELECT @leak, @from_init_connect', 'SET @leak = 1'))
+        self.assertEqual([one['results'][0] for one in seen], [[[None, 'kept']]] * 3)
+        self.assertEqual(len({one['id'] for one in seen}), 3)
+        quiet = self.run_sql(uwsgi, 'SELECT 1')['id']
+        self.assertEqual(self.run_sql(uwsgi, 'SELECT 1')['id'], quiet)
+        self.assertEqual(uwsgi.log().count('changed sessions are replaced'), 1)
+
+
+if __name__ == '__main__':
+    unittest.main()
