@@ -12,12 +12,14 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct input in = {data, data + size};
-    uint8_t head = input_u8(&in), packet[DBP_RESET_PACKET_MAX];
+    uint8_t head = input_u8(&in), packet[DBP_RESET_COMMAND_MAX];
     bool autocommit = head & 1u;
+    struct dbp_pool_spec spec = {
+        .database = "shop", .charset = "utf8mb4", .init_sql = "SET a=1\0SELECT 2", .autocommit = autocommit};
     struct dbp_reset *reset = malloc(sizeof *reset); /* of its own, for the address sanitizer */
 
     FUZZ_CHECK(reset);
-    dbp_reset_init(reset, (enum dbp_reset_kind)(head / 2 % 3), autocommit);
+    dbp_reset_init(reset, (enum dbp_reset_kind)(head / 2 % 4), autocommit, head / 8);
     for (uint32_t commands = 0;;) {
         enum dbp_reset_step step = dbp_reset_step(reset);
         if (step == DBP_RESET_DONE) {
@@ -29,7 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (step == DBP_RESET_FAILED)
             break;
         if (step == DBP_RESET_SEND) {
-            size_t n = dbp_reset_command(reset, packet);
+            size_t n = dbp_reset_command(reset, &spec, packet);
             FUZZ_CHECK(n > DBP_PACKET_HEAD && n <= sizeof packet && dbp_reset_step(reset) == DBP_RESET_READ);
             FUZZ_CHECK(++commands < 100);
             continue;
@@ -39,7 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         size_t n;
         const uint8_t *bytes = input_bytes(&in, 1024, &n);
         if (n > 0)
-            dbp_reset_feed(reset, bytes, n);
+            dbp_reset_feed(reset, &spec, bytes, n);
     }
     free(reset);
     return 0;

@@ -281,7 +281,7 @@ class Pool(WithFiles):
         self.assertEqual((spec['host'], spec['user'], spec['password']), (b'h', b'u', b'open sesame'))
         self.assertEqual(spec['init_sql'][:3], [b'SET @c = 3', b'SET @a = 1', b'SET @b = 2'])
         self.assertTrue(spec['client_flags'] & settings.FOUND_ROWS)
-        self.assertEqual(set(local), {'client_flag', 'local_infile'})
+        self.assertEqual(set(local), {'client_flag', 'local_infile', 'read_timeout', 'write_timeout'})
         with self.assertRaises(settings.ConfigurationError) as caught:
             settings.split('default', {'read_default_file': '/nowhere'}, policy, driver, True, None, 'SELECT 1')
         self.assertIn("DATABASES['default']['OPTIONS']: cannot read the option file /nowhere", str(caught.exception))
