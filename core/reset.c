@@ -179,10 +179,10 @@ static void go_on(struct dbp_reset *reset, const struct dbp_pool_spec *spec) {
     reset->await = NOTHING;
     if ((reset->status & STATUS_IN_TRANS) && answered != INIT) {
         fail(reset, 0);
+    } else if ((answered == PING || answered == AUTOCOMMIT || answered == AUTOCOMMIT_BEFORE) && off_baseline(reset)) {
+        fail(reset, 0);
     } else if (answered == PING) {
         reset->stage = DONE;
-    } else if ((answered == AUTOCOMMIT || answered == AUTOCOMMIT_BEFORE) && off_baseline(reset)) {
-        fail(reset, 0);
     } else {
         if (answered == INIT)
             reset->init_at += (uint32_t)strlen(init_statement(reset, spec)) + 1;
