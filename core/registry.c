@@ -141,9 +141,9 @@ static bool same_identity(const struct dbp_pool_spec *old, const struct dbp_pool
         const char *a = (const char *)old + strings[i].offset, *b = (const char *)new + strings[i].offset;
         if (strings[i].kind == SECRET)
             continue;
-        if (strings[i].kind == LIST && memcmp(a, b, strings[i].size) != 0) {
-            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with another %s: first statement '%.150s', here '%.150s'",
-                     old->alias, strings[i].name, a, b);
+        if (strings[i].kind == LIST &&
+            memcmp(a, b, strings[i].size) != 0) { /* statements may hold secrets: not shown */
+            snprintf(text, DBP_TEXT_MAX, "pool '%s' is in use with another %s", old->alias, strings[i].name);
             return false;
         }
         if (strings[i].kind == IDENTITY && strcmp(a, b) != 0) {
