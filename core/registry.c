@@ -142,8 +142,9 @@ static bool same_identity(const struct dbp_pool_spec *old, const struct dbp_pool
         const char *a = (const char *)old + strings[i].offset, *b = (const char *)new + strings[i].offset;
         if (strings[i].kind == SECRET)
             continue;
-        if (strings[i].kind == LIST && memcmp(a, b, strings[i].size) != 0) {
-            snprintf(text, DBP_TEXT_MAX, "%s was '%.150s'..., is '%.150s'...", strings[i].name, a, b);
+        if (strings[i].kind == LIST &&
+            memcmp(a, b, strings[i].size) != 0) { /* statements may hold secrets: not shown */
+            snprintf(text, DBP_TEXT_MAX, "%s has changed", strings[i].name);
             return false;
         }
         if (strings[i].kind == IDENTITY && strcmp(a, b) != 0) {

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: MIT
+ * Peers that never speak again: a connector that does not answer, a server that does not answer a reset or does not
+ * hang up, a KILL that always fails. The keeper alone, under a clock that the test moves: each wait has an end, and
+ * the place in the cap comes back (I2).
+ */
+#include "ending.h"
+#include "handoff.h"
+#include "keeper.h"
+#include "opening.h"
+#include "share.h"
+
+#include "../support/helpers.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static uint64_t now;
+
+/* Instead of clock.c. */
+uint64_t dbp_now_us(void) {
+    return now;
+}
+
+static struct dbp_share share;
+static struct dbp_table *table;
+static struct dbp_registry *registry;
+static struct dbp_keeper *keeper;
+static struct dbp_pool_counters *count;
+static int control, server = -1, fds_before;
+static union dbp_wire_any asked; /* the last request to the connector; its password is the test's */
+static uint32_t n_opens, n_kills;
+
+static int to_connector(void *arg, const union dbp_wire_any *msg) {
+    (void)arg;
+    n_opens += msg->head.type == DBP_WIRE_OPEN;
+    n_kills += msg->head.type == DBP_WIRE_KILL;
+    asked = *msg;
+    return 0;
+}
+
+static int watch(void *arg, uint32_t session, int fd, uint32_t events, bool first) {
+    (void)arg;
+    (void)session;
+    (void)fd;
+    (void)events;
+    (void)first;
+    return 0;
+}
+
+static int setup(void **state) {
+    struct dbp_keeper_ops ops = {.log = test_log, .to_connector = to_connector, .watch = watch};
+    struct dbp_pool_spec spec = test_spec("silent", 1, 0);
+    char text[DBP_TEXT_MAX];
+    uint32_t pool;
+    bool added;
+
+    (void)state;
+    fds_before = fd_census(0);
+    now = 5000000000;
+    n_opens = n_kills = 0;
+    if (dbp_share_new(3, &share, &control) != 0 || dbp_registry_new(&registry) != 0 ||
+        dbp_registry_put(registry, share.table, &spec, text, &pool, &added) != 0 ||
+        dbp_keeper_new(&share, registry, &ops, &keeper) != 0)
+        return -1;
+    table = share.table;
+    count = &table->pools[0].count;
+    atomic_store(&table->procs[1].pid, 1);
+    dbp_keeper_connector_ready(keeper);
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    keeper = dbp_keeper_free(keeper);
+    registry = dbp_registry_free(registry);
+    close(control);
+    if (server >= 0)
+        close(server);
+    server = -1;
+    dbp_share_free(&share);
+    return fd_census(0) == fds_before ? 0 : -1;
+}
+
+/* As the broker's loop: at the moment that the keeper asked for, again and again, until then. */
+static void pass(uint64_t seconds) {
+    uint64_t end = now + seconds * 1000000u, next;
+
+    for (int turns = 0; turns < 100000; turns++) {
+        next = dbp_keeper_tick(keeper);
+        if (next > end)
+            break;
+        now = next > now ? next : now + 1;
+    }
+    now = end;
+    (void)dbp_keeper_tick(keeper);
+}
+
+static uint32_t wait_in_line(void) {
+    uint32_t ticket = 0;
+
+    assert_true(dbp_queue_push(&table->pools[0].queue, 1, true, &ticket));
+    dbp_keeper_attend(keeper, 0);
+    return ticket;
+}
+
+static int claim(uint32_t ticket, uint32_t *sessionp, dbp_word *wordp) {
+    return dbp_handoff_claim(&share, 0, ticket, 1, sessionp, wordp);
+}
+
+static void deliver(void) {
+    struct dbp_wire_opened opened;
+    int pair[2];
+
+    memset(&opened, 0, sizeof opened);
+    opened.session = asked.open.session;
+    opened.incarnation = asked.open.incarnation;
+    opened.facts.status = 2;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+    if (server >= 0)
+        close(server);
+    server = pair[1];
+    dbp_opening_delivered(keeper, &opened, pair[0]);
+}
+
+static void lease(uint32_t *sessionp, dbp_word *wordp) {
+    uint32_t ticket = wait_in_line();
+
+    assert_int_equal(asked.head.type, DBP_WIRE_OPEN);
+    deliver();
+    assert_int_equal(claim(ticket, sessionp, wordp), 0);
+}
+
+static void test_a_login_that_is_never_answered_fails_at_last(void **state) {
+    uint32_t ticket = wait_in_line(), session;
+    struct dbp_wire_opened late;
+    dbp_word word;
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(n_opens, 1);
+    memset(&late, 0, sizeof late);
+    late.session = asked.open.session;
+    late.incarnation = asked.open.incarnation;
+    pass(69); /* its own limits, twice the connect timeout, and a minute */
+    assert_int_equal(atomic_load(&count->state[DBP_OPENING]), 1);
+    assert_int_equal(claim(ticket, &session, &word), DBP_E_BUSY);
+    pass(2);
+    assert_int_equal(claim(ticket, &session, &word), DBP_E_FAILED); /* who waited is told */
+    assert_int_equal(atomic_load(&count->failures), 1);
+    /* It comes after all: too late, and closed. */
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+    dbp_opening_delivered(keeper, &late, pair[0]);
+    char byte;
+    assert_int_equal(recv(pair[1], &byte, 1, MSG_DONTWAIT), 0);
+    close(pair[1]);
+    assert_int_equal(atomic_load(&count->state[DBP_IDLE]), 0);
+    pass(2);
+    lease(&session, &word); /* the next one is served */
+}
+
+static void test_a_reset_that_is_never_answered_is_killed(void **state) {
+    uint32_t session;
+    dbp_word word;
+
+    (void)state;
+    lease(&session, &word);
+    assert_true(dbp_session_move(table, session, word, DBP_RESETTING, DBP_RESET_ROLLBACK, NULL));
+    dbp_keeper_attend(keeper, 0);
+    pass(25);
+    assert_int_equal(atomic_load(&count->state[DBP_RESETTING]), 1); /* a long rollback is no fault */
+    assert_int_equal(n_kills, 0);
+    pass(10);
+    assert_int_equal(n_kills, 1);
+    assert_int_equal(asked.kill.session, session);
+}
+
+static void test_I3_a_server_that_never_hangs_up_gives_its_place_back_at_last(void **state) {
+    uint32_t session, next;
+    dbp_word word;
+
+    (void)state;
+    lease(&session, &word);
+    assert_true(dbp_session_move(table, session, word, DBP_CLOSING, 1, NULL));
+    dbp_keeper_attend(keeper, 0);
+    uint32_t ticket = wait_in_line();
+    for (uint32_t i = 0; i < 9; i++) { /* each KILL fails, and is asked again */
+        struct dbp_wire_killed killed = {.session = session, .incarnation = asked.kill.incarnation};
+        killed.error.code = 1040;
+        if (asked.head.type == DBP_WIRE_KILL)
+            dbp_ending_killed(keeper, &killed);
+        pass(1);
+        assert_int_equal(atomic_load(&count->state[DBP_CLOSING]), 1);
+        assert_int_equal(n_opens, 1);
+    }
+    assert_true(n_kills > 3);
+    pass(3);
+    assert_int_equal(n_opens, 2);
+    deliver();
+    assert_int_equal(claim(ticket, &next, &word), 0);
+    assert_int_equal(atomic_load(&count->closed), 1);
+}
+
+static void test_a_ping_that_is_never_answered_costs_the_session(void **state) {
+    uint32_t session, next;
+    dbp_word word;
+
+    (void)state;
+    struct dbp_pool_spec spec = test_spec("silent", 1, 0);
+    char text[DBP_TEXT_MAX];
+    bool added;
+    spec.keepalive_s = 60;
+    assert_int_equal(dbp_registry_put(registry, table, &spec, text, &next, &added), 0);
+    lease(&session, &word);
+    atomic_store(&table->sessions[session].returned_us, now);
+    assert_true(dbp_idle_put(table, session, word));
+    pass(59);
+    assert_int_equal(atomic_load(&count->state[DBP_IDLE]), 1);
+    pass(2);
+    assert_int_equal(atomic_load(&count->state[DBP_RESETTING]), 1);
+    uint32_t ticket = wait_in_line(); /* at the cap: waits for it */
+    pass(31);
+    assert_int_equal(n_kills, 1);
+    shutdown(server, SHUT_RDWR); /* now it goes */
+    dbp_keeper_event(keeper, session, EPOLLIN | EPOLLRDHUP);
+    pass(1);
+    assert_int_equal(n_opens, 2);
+    deliver();
+    assert_int_equal(claim(ticket, &next, &word), 0);
+}
+
+int main(void) {
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_a_login_that_is_never_answered_fails_at_last),
+        TEST(test_a_reset_that_is_never_answered_is_killed),
+        TEST(test_I3_a_server_that_never_hangs_up_gives_its_place_back_at_last),
+        TEST(test_a_ping_that_is_never_answered_costs_the_session),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
