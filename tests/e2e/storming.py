@@ -10,50 +10,41 @@ import uuid
 from functools import cached_property
 
 from tests.e2e.base import DATABASE, USER
-from tests.support import in_background
+from tests.support import connected_ports, in_background
 
 BROKEN = (OSError, http.client.HTTPException)  # what a client sees of a worker that died with its request
-# A session that the server still lists after it has hung up: it leaves the list a moment later, on a busy machine some
-# moments. Only sessions that all stay for so long together are more than the cap.
-LAG_S = 0.5
 
 
 class Census(threading.Thread):
-    """The server's own count, all the time: the pool's sessions are in DATABASE, the logins that carry a KILL are not."""
+    """The server's own count, all the time: never more of the pool's sessions at one moment than the cap (I3).
+
+    A session that has ended stays in the server's list for a moment, so each that is listed must be there for the kernel
+    as well: those that were listed, and are connected after that, were all alive at the moment in between. Logins that
+    carry a KILL name no database and are not counted."""
 
     def __init__(self, server, cap):
         super().__init__(daemon=True)
+        self.server = server
         self.connection = server.connect()
         self.cap = cap
         self.peak = 0
         self.samples = 0
-        self.over = None  # sessions that were more than the cap together for LAG_S
         self.failed = None
-        self._seen = []  # (when, set of ids) of the last LAG_S
         self._enough = threading.Event()
 
     def run(self):
         try:
             with self.connection.cursor() as cursor:
                 while not self._enough.wait(0.01):
-                    cursor.execute("SELECT id FROM information_schema.processlist WHERE user = %s AND db = %s AND "
-                                   "command <> 'Killed'", (USER, DATABASE))
-                    self._note(time.monotonic(), {row[0] for row in cursor.fetchall()})
+                    cursor.execute('SELECT host FROM information_schema.processlist WHERE user = %s AND db = %s',
+                                   (USER, DATABASE))
+                    listed = {int(host.rpartition(':')[2]) for host, in cursor.fetchall()}
+                    self.peak = max(self.peak, len(listed & connected_ports(self.server.port)))
+                    self.samples += 1
         except Exception as error:
             self.failed = error
         finally:
             self.connection.close()
-
-    def _note(self, now, ids):
-        self.samples += 1
-        self.peak = max(self.peak, len(ids))
-        self._seen.append((now, ids))
-        while len(self._seen) > 2 and self._seen[1][0] < now - LAG_S:
-            del self._seen[0]
-        if now - self._seen[0][0] >= LAG_S:
-            together = set.intersection(*(seen for _, seen in self._seen))
-            if len(together) > self.cap:
-                self.over = sorted(together)
 
     def stop(self):
         self._enough.set()

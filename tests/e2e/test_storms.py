@@ -53,13 +53,14 @@ class Storm(Storming, WithServer):
     # ---- the faults ----
 
     def workers(self):
-        pids = self.uwsgi.worker_pids()
-        return [pid for pid in pids.values() if start_time(pid)]
+        """Those that serve now."""
+        return [w['pid'] for w in self.uwsgi.stats()['workers']
+                if w['pid'] and w['accepting'] and w['apps'] and start_time(w['pid'])]
 
     def kill_worker(self):
         pids = self.workers()
         if len(pids) < 2:
-            return  # somebody must be there to take the connections
+            return  # somebody must be there to go on, also where a new one needs seconds to start
         pid = self.chance.choice(pids)
         self.killed.add(pid)
         os.kill(pid, signal.SIGKILL)
@@ -187,8 +188,8 @@ class Storm(Storming, WithServer):
         self.assertEqual(wrong, [])
         self.assertIsNone(census.failed)
         self.assertGreater(census.samples, 20)
-        self.assertIsNone(census.over, 'more sessions than the cap')
-        self.assertGreater(len(good), 100, 'too little happened for this to mean anything')
+        self.assertLessEqual(census.peak, self.cap, 'more sessions than the cap')
+        self.assertGreater(len(good), 50, 'too little happened for this to mean anything')
         self.check_transactions(load.done)
         self.all_at_once(self.uwsgi, self.cap)
         self.assertLessEqual(len(self.whole(self.uwsgi) and self.sessions()), self.cap)

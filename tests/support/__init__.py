@@ -5,11 +5,12 @@ Standard library and PyMySQL only. Everything lives in a temporary directory and
 """
 
 from .mariadb import Server
-from .procs import (descendants, fd_census, free_port, is_alive, session_sockets, start_time, voluntary_switches,
-                    wait_until)
+from .procs import (connected_ports, descendants, fd_census, free_port, is_alive, session_sockets, start_time,
+                    voluntary_switches, wait_until)
 from .proxy import Proxy
 from .uwsgi import Uwsgi
 from .web import Response, concurrently, fetch, in_background
 
-__all__ = ['Proxy', 'Response', 'Server', 'Uwsgi', 'concurrently', 'descendants', 'fd_census', 'fetch', 'free_port',
-           'in_background', 'is_alive', 'session_sockets', 'start_time', 'voluntary_switches', 'wait_until']
+__all__ = ['Proxy', 'Response', 'Server', 'Uwsgi', 'concurrently', 'connected_ports', 'descendants', 'fd_census',
+           'fetch', 'free_port', 'in_background', 'is_alive', 'session_sockets', 'start_time', 'voluntary_switches',
+           'wait_until']

@@ -122,6 +122,15 @@ def _inodes_to_port(port):
     return inodes
 
 
+def connected_ports(port):
+    """Remote ports of the connections that a local server at port has now, both ways open."""
+    with open('/proc/net/tcp') as f:
+        next(f)
+        rows = [line.split()[1:4] for line in f]
+    return {int(remote.rpartition(':')[2], 16) for local, remote, state in rows
+            if state == '01' and int(local.rpartition(':')[2], 16) == port}
+
+
 def session_sockets(pid, port):
     """{fd: socket} of a process's TCP connections to a server's port: the sessions that it can reach."""
     inodes = _inodes_to_port(port)

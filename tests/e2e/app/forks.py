@@ -148,7 +148,7 @@ def _original(name):
 
 
 def fork(request):
-    """?how=&what=&end=: in the middle of a transaction, a child that does `what`; then the transaction goes on."""
+    """?how=&what=&end=&nonce=: in the middle of a transaction, a child that does `what`; then the transaction goes on."""
     how, what, end = (request.GET.get(name, '') for name in ('how', 'what', 'end'))
     nonce = request.GET['nonce']
     connection.set_autocommit(False)
@@ -160,6 +160,9 @@ def fork(request):
         KEPT.update(cursor=cursor, raw=connection.connection)
         if how == 'fork':
             text = _forked(os.fork, os.waitpid, what, end)
+        elif how == 'meet':  # others fork meanwhile
+            views._meet(request.GET['meet'])
+            text = None
         elif how == 'original':
             text = _forked(_original('fork'), _original('waitpid'), what, end)
         else:
