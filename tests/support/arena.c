@@ -111,7 +111,7 @@ bool arena_open(struct arena *arena, uint32_t n_procs, uint32_t pool_size, uint3
 }
 
 bool arena_client(struct arena *arena, const char *label, struct dbp_client **clientp) {
-    static struct dbp_client *all[64]; /* a client is never freed: kept where a leak checker finds it */
+    static struct dbp_client *volatile all[64]; /* a client is never freed: kept where a leak checker finds it */
     static uint32_t n_all;
     struct dbp_pool_spec spec = arena_spec(arena);
     char text[128];
