@@ -32,7 +32,9 @@ int wait_child(pid_t pid);
 
 /* Open fds of a process (0: this one). */
 int fd_census(pid_t pid);
-/* RLIMIT_NOFILE of this process: at what is open now, or as it was before. 0 or -errno. */
+bool under_valgrind(void);
+/* RLIMIT_NOFILE of this process: at what is open now, or as it was before. 0 or -errno. (valgrind
+ * has a table of files of its own: of no use there.) */
 int allow_files(bool more);
 /* True when the process (0: this one) has an fd of that inode. */
 bool has_inode(pid_t pid, ino_t inode);

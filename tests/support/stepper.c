@@ -23,6 +23,8 @@ struct call_info {
 #define SYSCALL_STOP (SIGTRAP | 0x80) /* PTRACE_O_TRACESYSGOOD */
 
 bool stepper_offer(void) {
+    if (under_valgrind())
+        return false; /* that would be stepping through valgrind */
     return ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0 && raise(SIGSTOP) == 0;
 }
 
@@ -42,17 +44,23 @@ static uint64_t pointer_of(pid_t pid) {
 }
 
 bool stepper_take(struct stepper *stepper, int *codep) {
-    int status = 0;
+    siginfo_t info;
+    int status;
 
     memset(stepper->met, 0, sizeof stepper->met);
     memset(stepper->seen, 0, sizeof stepper->seen);
     stepper->steps = 0;
     stepper->in_call = false;
     stepper->where = 0;
-    if (!next_stop(stepper->pid, &status)) {
-        *codep = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    /* Only looked at: an end is helpers.c's to take, which has a list of the children. */
+    if (waitid(P_PID, (id_t)stepper->pid, &info, WSTOPPED | WEXITED | WNOWAIT) != 0)
+        return false;
+    if (info.si_code != CLD_TRAPPED && info.si_code != CLD_STOPPED) {
+        *codep = wait_child(stepper->pid);
         return false;
     }
+    if (!next_stop(stepper->pid, &status))
+        return false;
     if (ptrace(PTRACE_SETOPTIONS, stepper->pid, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL) != 0)
         return false;
     return true;

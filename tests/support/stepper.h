@@ -45,7 +45,7 @@ struct stepper {
 
 enum stepped { STEPPED, STEPPED_THROUGH, STEPPED_WRONG, STEPPED_ON /* not there yet: stepper.c's own */ };
 
-/* In the child: asks to be stepped and stops. False: ptrace is not allowed here. */
+/* In the child: asks to be stepped and stops. False: ptrace is not allowed here, or of no use. */
 bool stepper_offer(void);
 /* Waits for that. False: the child ended instead, *codep is its exit code. */
 bool stepper_take(struct stepper *stepper, int *codep);

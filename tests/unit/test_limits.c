@@ -344,9 +344,10 @@ static void test_I2_a_flag_without_its_ring_does_not_stay(void **state) {
 /* ---- as many files open as may be ---- */
 
 static void test_a_process_out_of_files_is_told_and_recovers(void **state) {
-    struct puppet *p = client();
-
     (void)state;
+    if (under_valgrind())
+        skip();
+    struct puppet *p = client();
     assert_int_equal(puppet_acquire(p, 0), 0);
     assert_int_equal(puppet_do(p, PUPPET_NO_FILES), 0);
     for (int i = 0; i < 3; i++) /* and no answer is taken for the next one's */
@@ -376,11 +377,13 @@ static bool as_many_at_the_server(void *arg) {
 }
 
 static void test_I2_a_broker_out_of_files_loses_no_place(void **state) {
-    struct puppet *p = client(), *waiter = client();
     struct dbp_lease lease;
     int rc;
 
     (void)state;
+    if (under_valgrind())
+        skip();
+    struct puppet *p = client(), *waiter = client();
     assert_int_equal(allow_files(false), 0);
     /* The session is opened, and cannot be taken over: who waited for it is told, in the words of the cause. */
     rc = puppet_acquire(p, 0);
@@ -405,9 +408,10 @@ static void test_I2_a_broker_out_of_files_loses_no_place(void **state) {
 }
 
 static void test_a_broker_out_of_files_serves_whom_it_has(void **state) {
-    struct puppet *p = client(), *late = puppet_new(&arena.share);
-
     (void)state;
+    if (under_valgrind())
+        skip();
+    struct puppet *p = client(), *late = puppet_new(&arena.share);
     assert_int_equal(puppet_acquire(p, 0), 0);
     assert_int_equal(allow_files(false), 0);
     int attached = puppet_do(late, PUPPET_ATTACH);
