@@ -30,11 +30,11 @@
 #define SLOT 1u /* of the one process that all clients are */
 
 enum { CAP = 30, CORE = 5, FLOOR = 2, RECYCLE_S = 900, LIFETIME_S = 600, INTERVAL_S = 5, UNLOAD_S = 2 };
-enum { DAY_S = 7200, BURST_EVERY_S = 1200, BURST_AT_S = 600, BURST_S = 2, BUSY_S = 12 };
+enum { DAY_S = 7200, BURST_EVERY_S = 1200, BURST_AT_S = 600, BURST_S = 3, BUSY_S = 15 };
 #define LOGIN_US (150 * MS)
 #define LEASE_US (20 * MS)
-/* The wait before growing (2 s at most), the logins (four at once), and the burst's 2400 leases by CAP sessions. */
-#define LONGEST_US (8 * S)
+/* The wait before growing (2 s at most), the logins (four at once), and the burst's 4500 leases by CAP sessions. */
+#define LONGEST_US (10 * S)
 
 static uint64_t now_us = 1000 * S;
 
@@ -120,7 +120,7 @@ struct request {
     uint64_t arrived_us, patience_us; /* gives up after so long; 0: never */
     uint32_t ticket;
 };
-static struct request waiting[4096]; /* in order of arrival */
+static struct request waiting[8192]; /* in order of arrival */
 static uint32_t n_waiting;
 static struct {
     bool held;
@@ -348,7 +348,7 @@ static void test_a_bursty_day(void **state) {
         bool burst = of_hour >= BURST_AT_S * S && of_hour < (BURST_AT_S + BURST_S) * S;
         bool busy = of_hour >= BURST_AT_S * S && of_hour < (BURST_AT_S + BUSY_S) * S;
 
-        step(now_us - began < 2 * S ? 0 : burst ? 12 : test_random(&seed) % (busy ? 25 : 4) == 0, began);
+        step(now_us - began < 2 * S ? 0 : burst ? 15 : test_random(&seed) % (busy ? 25 : 4) == 0, began);
         now_us += busy ? 10 * MS : 100 * MS;
         if (busy) {
             calm_since_us = now_us;
