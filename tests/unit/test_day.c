@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * A bursty day, played against the real keeper, table, queue and hand-off on a clock of this test's own: two hours of
- * an ancestor's user ('fast_and_wild', with a floor and ages), quiet but for six bursts. This process is the broker's
- * loop, the connector (a login takes 150 ms), the server (an end of file is answered at once) and all clients.
+ * an ancestor's user ("fast_and_wild", with a floor and ages, and sooner grown), quiet but for six bursts. This process
+ * is the broker's loop, the connector (a login takes 150 ms), the server (an end of file is answered at once) and all
+ * clients.
  *
  * Checked at every step, at the table's words and at what the server sees: the cap (I3), the floor, the order of
  * arrival with waiters that give up in between (I4), the age of what is handed out, who is retired (least recently used
@@ -29,11 +30,12 @@
 #define S 1000000ull
 #define SLOT 1u /* of the one process that all clients are */
 
-enum { CAP = 30, CORE = 5, FLOOR = 2, RECYCLE_S = 900, LIFETIME_S = 600, INTERVAL_S = 5, UNLOAD_S = 2 };
+enum { CAP = 30, CORE = 5, FLOOR = 2, RECYCLE_S = 900, LIFETIME_S = 600, INTERVAL_S = 5, UNLOAD_MS = 500 };
 enum { DAY_S = 7200, BURST_EVERY_S = 1200, BURST_AT_S = 600, BURST_S = 3, BUSY_S = 15 };
 #define LOGIN_US (150 * MS)
 #define LEASE_US (20 * MS)
-/* The wait before growing (2 s at most), the logins (four at once), and the burst's 4500 leases by CAP sessions. */
+/* The waits before growing by four (half a second at most each), the logins, and the burst's 4500 leases by CAP
+ * sessions. */
 #define LONGEST_US (10 * S)
 
 static uint64_t now_us = 1000 * S;
@@ -302,7 +304,7 @@ static int setup(void **state) {
     spec.max_lifetime_s = LIFETIME_S;
     spec.retire_interval_ms = INTERVAL_S * 1000;
     spec.retire_quantity = 1;
-    spec.unload_timeout_ms = UNLOAD_S * 1000;
+    spec.unload_timeout_ms = UNLOAD_MS;
     if (dbp_share_new(4, &share, &control) != 0 || dbp_registry_new(&registry) != 0)
         return -1;
     table = share.table;
