@@ -511,3 +511,93 @@ def django_work(request):
             cursor.execute('DELETE FROM leaks WHERE n = 0')
     connection.close()
     return JsonResponse(_who())
+
+
+# ---- exceptions at any moment (test_moments.py) ----
+
+
+class Alarmed(Exception):
+    pass
+
+
+def _long_work(arm, outcome):
+    """A transaction with a row lock, then a query that sends much, waits and reads much; arm() is called before it."""
+    disarm = None
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute('BEGIN')
+            cursor.execute('UPDATE counters SET n = n + 1 WHERE id = 1')
+            text = 'x' * 2000000
+            disarm = arm()
+            cursor.execute("SELECT LENGTH(%s), SLEEP(0.02), REPEAT('y', 6000000)", [text])
+            cursor.fetchall()
+            disarm()
+        outcome.append('finished')
+    except BaseException as error:
+        if disarm is not None:
+            disarm()
+        outcome.append(type(error).__name__)
+        if not isinstance(error, Exception) and type(error).__name__ == 'GreenletExit':
+            raise
+    finally:
+        connection.close()
+
+
+def _by_signal(error, delay):
+    armed = []
+
+    def handler(signum, frame):
+        if armed:
+            armed.clear()
+            raise error
+
+    def arm():
+        armed.append(True)
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        return armed.clear
+
+    outcome = []
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        _long_work(arm, outcome)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return outcome
+
+
+def _by_timeout(error, delay):
+    import gevent
+    timeout, outcome = gevent.Timeout(delay), []
+
+    def arm():
+        timeout.start()
+        return timeout.close
+
+    _long_work(arm, outcome)
+    return outcome
+
+
+def _by_kill(error, delay):
+    import gevent
+    armed, outcome = gevent.event.Event(), []
+
+    def arm():
+        armed.set()
+        return lambda: None
+
+    greenlet = gevent.spawn(_long_work, arm, outcome)
+    armed.wait()
+    gevent.sleep(delay)
+    greenlet.kill()
+    return outcome
+
+
+def moments(request):
+    """?how=&steps=&until=: the exception after each of so many delays; what came out of the query each time."""
+    how, error = {'alarm': (_by_signal, Alarmed), 'interrupt': (_by_signal, KeyboardInterrupt),
+                  'timeout': (_by_timeout, None), 'kill': (_by_kill, None)}[request.GET['how']]
+    steps, until = int(request.GET['steps']), float(request.GET['until'])
+    began = time.monotonic()
+    outcomes = [how(error, 1e-5 + until * step / steps) for step in range(steps)]
+    return JsonResponse(_who(outcomes=outcomes, seconds=time.monotonic() - began))
