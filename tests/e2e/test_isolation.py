@@ -12,6 +12,7 @@ import unittest
 from tests.e2e.base import USER, WithServer, WithUwsgi
 from tests.support import wait_until
 
+NAMES = "SELECT DATABASE(), CURRENT_ROLE(), @leak, @leak2, @init_leak, COLLATION(_utf8mb4'x')"
 INSERT = "INSERT INTO leaks (n) VALUES (1)"
 
 # name -> steps of views.leave. A name that ends with "(new)" is of a session that is not handed on.
@@ -143,10 +144,15 @@ class Isolation(WithUwsgi):
         return answer
 
     def test_leaks(self):
-        # Of a session that nobody else had, by each worker's driver.
-        fresh = {worker: self.by(worker, '/portrait') for worker in (1, 2)}
+        # Of a session that nobody had before, by each worker's driver.
+        fresh = {}
+        for worker in (1, 2):
+            ended = self.by(worker, '/leave', {'steps': LEAKS['unread rows (new)']})['id']
+            fresh[worker] = self.by(worker, '/portrait')
+            self.assertNotEqual(fresh[worker]['id'], ended)
         for driver in fresh.values():
             self.assertEqual(driver['seen']['SELECT n FROM leaks ORDER BY n, id'], [])
+            self.assertEqual(driver['seen'][NAMES], [['app', None, None, None, 'kept', 'utf8mb4_general_ci']])
             self.assertTrue(driver['driver']['trap'] and driver['driver']['thread'] and driver['driver']['autocommit'])
         for name, steps in LEAKS.items():
             steps = [[[self.file] if part == ['FILE'] else part for part in step] for step in steps]

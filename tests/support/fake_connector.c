@@ -4,6 +4,7 @@
 #include "fake_connector.h"
 
 #include "attach.h"
+#include "reset.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -74,6 +75,11 @@ static void query(struct fake *fake, struct server_end *end, const char *sql) {
     bool question = strncmp(sql, "Q ", 2) == 0, commit = strncmp(sql, "COMMIT", 6) == 0;
     uint64_t nonce = 0;
 
+    if (strcmp(sql, "SET ROLE NONE") == 0 || strcmp(sql, DBP_TRACKING_SQL) == 0) {
+        atomic_fetch_add(sql[4] == 'R' ? &fake->roles : &fake->trackings, 1);
+        ok(end, 0);
+        return;
+    }
     if (rollback || autocommit) {
         atomic_fetch_add(rollback ? &fake->rollbacks : &fake->autocommits, 1);
         if (atomic_load(&fake->reset_mode) == FAKE_RESET_SILENT)
@@ -130,6 +136,15 @@ static void serve(struct fake *fake, struct server_end *end) {
         if (command == 14) {
             ok(end, 0);
             atomic_fetch_add(&fake->pings, 1);
+            continue;
+        }
+        if (command == 2 || command == 31) {
+            atomic_fetch_add(command == 2 ? &fake->databases : &fake->empties, 1);
+            if (command == 31) {
+                end->status = AUTOCOMMIT;
+                end->chain = false;
+            }
+            ok(end, 0);
             continue;
         }
         if (command != 3)
@@ -192,7 +207,7 @@ static void deliver(struct fake *fake, int channel, const struct dbp_wire_open *
         n_ends = (int)(end - ends) + 1;
     *end = (struct server_end){.fd = pair[1], .id = ++ids, .status = open->spec.autocommit ? AUTOCOMMIT : 0};
     msg.opened.facts.connection_id = end->id;
-    msg.opened.facts.status = end->status;
+    msg.opened.facts.status = end->status | atomic_load(&fake->facts);
     msg.opened.facts.greeting_len = mode == FAKE_OPEN_BAD_FACTS ? DBP_GREETING_MAX + 1 : 7;
     memcpy(msg.opened.facts.greeting,
            "\x0a"

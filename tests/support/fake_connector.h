@@ -20,6 +20,7 @@ enum fake_reset { FAKE_RESET_OK, FAKE_RESET_ERR, FAKE_RESET_SILENT };
 struct fake {
     /* written by the test, which then pokes */
     _Atomic uint32_t open_mode, kill_mode, reset_mode, fail_code;
+    _Atomic uint32_t facts;     /* DBP_FACT_* of sessions that are opened from now on */
     _Atomic uint32_t linger;    /* 1: the server does not hang up after COM_QUIT or an end of file */
     _Atomic uint32_t hang_up;   /* connection id of a session to hang up, 0: none; taken */
     _Atomic uint32_t reconnect; /* 1: close the channel and attach again, as a respawned connector does; taken */
@@ -30,6 +31,7 @@ struct fake {
     _Atomic uint32_t alive, most; /* sessions that the server has, and had at most */
     _Atomic uint32_t opens, held, fails, kills, quits, rollbacks, commits, autocommits, pings, queries;
     _Atomic uint32_t last_killed; /* connection id */
+    _Atomic uint32_t empties, databases, roles, trackings; /* the parts of a full reset */
     _Atomic uint32_t strange;     /* things that no broker may send */
     int poke_fd;
 };

@@ -321,8 +321,9 @@ def _cursor_class(base):
             base.__init__(self, proxy)
 
         def close(self):
-            # Harmless after the return, as close() of the connection is.
-            if self._dbpool_proxy.open:
+            # Harmless after the return, as close() of the connection is. And on a session that something broke off: to
+            # tidy up would only put another error in the place of what did.
+            if self._dbpool_proxy.open and not self._dbpool_proxy._driver.broken:
                 # PyMySQL reads what is left of an unbuffered result, behind the connection's back.
                 result = getattr(self, "_result", None)
                 if getattr(result, "unbuffered_active", False) and self.connection is not None:

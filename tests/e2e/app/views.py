@@ -458,7 +458,7 @@ def leave(request):
 _PORTRAIT = [
     'DELETE FROM leaks WHERE id = -1', 'SELECT COUNT(*) FROM nonces', 'SELECT COUNT(*) FROM leak_temporary',
     'HANDLER leaks READ FIRST', 'EXECUTE leak_prepared', "SELECT IS_USED_LOCK('leak')", 'SELECT @@in_transaction',
-    'SELECT DATABASE(), CURRENT_ROLE(), @leak, @leak2, @init_leak, COLLATION(\'x\')', 'SELECT n FROM leaks ORDER BY n, id',
+    "SELECT DATABASE(), CURRENT_ROLE(), @leak, @leak2, @init_leak, COLLATION(_utf8mb4'x')", 'SELECT n FROM leaks ORDER BY n, id',
 ]
 _VOLATILE = {'rand_seed1', 'rand_seed2', 'timestamp', 'pseudo_thread_id', 'last_insert_id', 'insert_id', 'identity',
              'error_count', 'warning_count', 'in_transaction'}
@@ -511,3 +511,157 @@ def django_work(request):
             cursor.execute('DELETE FROM leaks WHERE n = 0')
     connection.close()
     return JsonResponse(_who())
+
+
+# ---- exceptions at any moment (test_moments.py) ----
+
+
+class Alarmed(Exception):
+    pass
+
+
+def _long_work(arm, outcome):
+    """A transaction with a row lock, then a query that sends much, waits and reads much; arm() is called before it."""
+    disarm = None
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute('BEGIN')
+            cursor.execute('UPDATE counters SET n = n + 1 WHERE id = 1')
+            text = 'x' * 2000000
+            disarm = arm()
+            cursor.execute("SELECT LENGTH(%s), SLEEP(0.02), REPEAT('y', 6000000)", [text])
+            cursor.fetchall()
+            disarm()
+        outcome.append('finished')
+    except BaseException as error:
+        if disarm is not None:
+            disarm()
+        outcome.append(type(error).__name__)
+        if not isinstance(error, Exception) and type(error).__name__ == 'GreenletExit':
+            raise
+    finally:
+        connection.close()
+
+
+def _by_signal(error, delay):
+    armed = []
+
+    def handler(signum, frame):
+        if armed:
+            armed.clear()
+            raise error
+
+    def arm():
+        armed.append(True)
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        return armed.clear
+
+    outcome = []
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        _long_work(arm, outcome)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return outcome
+
+
+def _by_timeout(error, delay):
+    import gevent
+    timeout, outcome = gevent.Timeout(delay), []
+
+    def arm():
+        timeout.start()
+        return timeout.close
+
+    _long_work(arm, outcome)
+    return outcome
+
+
+def _by_kill(error, delay):
+    import gevent
+    armed, outcome = gevent.event.Event(), []
+
+    def arm():
+        armed.set()
+        return lambda: None
+
+    greenlet = gevent.spawn(_long_work, arm, outcome)
+    armed.wait()
+    gevent.sleep(delay)
+    greenlet.kill()
+    return outcome
+
+
+def moments(request):
+    """?how=&steps=&until=: the exception after each of so many delays; what came out of the query each time."""
+    how, error = {'alarm': (_by_signal, Alarmed), 'interrupt': (_by_signal, KeyboardInterrupt),
+                  'timeout': (_by_timeout, None), 'kill': (_by_kill, None)}[request.GET['how']]
+    steps, until = int(request.GET['steps']), float(request.GET['until'])
+    began = time.monotonic()
+    outcomes = [how(error, 1e-5 + until * step / steps) for step in range(steps)]
+    return JsonResponse(_who(outcomes=outcomes, seconds=time.monotonic() - began))
+
+
+# ---- what was kept past the return (test_kept.py) ----
+
+
+def _attempts(raw, cursor, unbuffered, iterators):
+    for name in ('execute', 'executemany', 'callproc', 'fetchone', 'fetchmany', 'fetchall', 'nextset', '__enter__',
+                 '__iter__', 'scroll', 'mogrify'):
+        arguments = {'execute': ["INSERT INTO counters VALUES (7, 7)"], 'callproc': ['kept'], 'scroll': [0],
+                     'executemany': ['INSERT INTO counters (id, n) VALUES (%s, 7)', [(8,), (9,)]],
+                     'mogrify': ['SELECT 1']}.get(name, [])
+        for kind, one in (('cursor', cursor), ('unbuffered', unbuffered)):
+            if hasattr(one, name):
+                yield '%s.%s' % (kind, name), lambda one=one, name=name, arguments=arguments: getattr(one, name)(*arguments)
+    for number, iterator in enumerate(iterators):
+        yield 'iterator %d' % number, lambda iterator=iterator: next(iterator)
+    for name, arguments in [('commit', []), ('rollback', []), ('ping', []), ('cursor', []), ('autocommit', [False]),
+                            ('select_db', ['mysql']), ('__enter__', []), ('show_warnings', []), ('begin', []),
+                            ('query', ['INSERT INTO counters VALUES (10, 7)']), ('escape_string', ['x']),
+                            ('get_autocommit', []), ('thread_id', []), ('literal', ['x']), ('kill', [1])]:
+        yield 'connection.%s' % name, lambda name=name, arguments=arguments: getattr(raw, name)(*arguments)
+
+
+def kept_again(request):
+    """?how=: what was kept of one lease is used while this very process has the same session again."""
+    raw = _raw()
+    first = raw.thread_id()
+    cursor = raw.cursor()
+    cursor.execute('SELECT id, nonce FROM nonces ORDER BY id LIMIT 5')
+    unbuffered = raw.cursor(_unbuffered())
+    unbuffered.execute('SELECT id, nonce FROM nonces ORDER BY id LIMIT 5')
+    unbuffered.fetchall()
+    iterators = [iter(cursor), iter(unbuffered)]
+    next(iterators[0])
+    outcomes = {}
+    if request.GET['how'] == 'raw':
+        raw.close()
+        connection.connection = None
+    elif request.GET['how'] == 'with':
+        with raw:
+            pass
+        connection.connection = None
+    else:
+        connection.close()
+    again = _raw()
+    with connection.cursor() as inner:
+        inner.execute('SELECT n FROM counters WHERE id = 2')
+        for name, attempt in _attempts(raw, cursor, unbuffered, iterators):
+            try:
+                attempt()
+                outcomes[name] = 'no error'
+            except Exception as error:
+                outcomes[name] = type(error).__name__
+        harmless = []
+        for close in (raw.close, raw.close, cursor.close, cursor.close, unbuffered.close, unbuffered.close):
+            try:
+                close()
+            except Exception as error:
+                harmless.append(type(error).__name__)
+        found = inner.fetchall()
+    mine = again.cursor()
+    mine.execute('SELECT CONNECTION_ID(), @@autocommit, @@in_transaction')
+    return JsonResponse(_who(first=first, second=again.thread_id(), outcomes=outcomes, harmless=harmless, found=found,
+                             seen=mine.fetchone()))

@@ -233,8 +233,8 @@ class Driver:
         # An error packet has no status word: what the statement changed before it failed was not reported.
         self.native.mark()
         kept = self.native.take_exception()
-        if kept is not None:
-            self.broken = True
+        if kept is not None or not isinstance(error, MySQLdb.MySQLError):
+            self.broken = True  # a signal's exception may come between the parts of a query
         elif not self.cooperative and not from_server(error, MySQLdb.MySQLError):
             self.broken = True
         if self.native.socket() < 0 or (self.broken and not self.cooperative):

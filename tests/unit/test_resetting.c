@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT
+ * The full reset, driven by the broker: what it says to which session, when a session is replaced instead, and what the
+ * log is told, once. The real broker, a fake connector and server, puppets as clients.
+ */
+#include "broker.h"
+#include "table.h"
+
+#include "../support/fake_connector.h"
+#include "../support/puppet.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static struct dbp_share share;
+static struct dbp_broker *broker;
+static struct fake *fake;
+static struct dbp_pool_counters *count;
+static struct dbp_pool_spec spec;
+static int control = -1, fds_before;
+static _Atomic int32_t connector_pid;
+static _Atomic uint32_t untracked, replaced;
+
+static bool connector_is(void *arg, int32_t pid) {
+    (void)arg;
+    return pid == atomic_load(&connector_pid);
+}
+
+static void on_log(enum dbp_log_level level, const char *text) {
+    test_log(level, text);
+    if (strstr(text, "does not report"))
+        atomic_fetch_add(&untracked, 1);
+    if (strstr(text, "are replaced"))
+        atomic_fetch_add(&replaced, 1);
+}
+
+static int setup(void **state) {
+    struct dbp_broker_ops ops = {.log = on_log, .connector_is = connector_is};
+
+    (void)state;
+    fds_before = fd_census(0);
+    atomic_store(&untracked, 0);
+    atomic_store(&replaced, 0);
+    spec = test_spec("default", 3, 0);
+    if (dbp_share_new(6, &share, &control) != 0)
+        return -1;
+    count = &share.table->pools[0].count;
+    atomic_store(&connector_pid, fake_start(&share, &fake));
+    return dbp_broker_start(&share, control, &ops, &broker);
+}
+
+static int teardown(void **state) {
+    (void)state;
+    reap_all();
+    broker = dbp_broker_stop(broker);
+    close(control);
+    close(fake->poke_fd);
+    munmap(fake, sizeof *fake);
+    dbp_share_free(&share);
+    return fd_census(0) == fds_before ? 0 : -1;
+}
+
+/* A client whose first session will have these facts. */
+static struct puppet *client(uint32_t facts) {
+    atomic_store(&fake->facts, facts);
+    return puppet_ready(&share, &spec);
+}
+
+static void test_I6_a_full_reset_and_the_same_session_again(void **state) {
+    struct puppet *p = client(DBP_FACT_TRACKED | DBP_FACT_ROLE_NONE);
+
+    (void)state;
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(puppet_query(p, 0, "BEGIN"), 0);
+    assert_int_equal(puppet_query(p, 0, "SET autocommit=0"), 0);
+    uint32_t id = p->facts.connection_id;
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_FULL), 0);
+    assert_true(eventually_equal(&count->resets, 1));
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(puppet_query(p, 0, "Q 1"), 0);
+    assert_int_equal(p->facts.connection_id, id);
+    assert_int_equal(p->status & 3, 2);
+    assert_int_equal(atomic_load(&fake->empties), 1);
+    assert_int_equal(atomic_load(&fake->databases), 1);
+    assert_int_equal(atomic_load(&fake->roles), 1);
+    assert_int_equal(atomic_load(&fake->trackings), 1);
+    assert_int_equal(atomic_load(&fake->rollbacks), 0);
+    assert_int_equal(atomic_load(&fake->strange), 0);
+    assert_int_equal(atomic_load(&untracked) + atomic_load(&replaced), 0);
+}
+
+static void test_a_session_that_no_reset_leads_back_is_replaced(void **state) {
+    struct puppet *p = client(DBP_FACT_TRACKED | DBP_FACT_NO_RESET);
+
+    (void)state;
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(puppet_query(p, 0, "Q 1"), 0);
+    uint32_t id = p->facts.connection_id;
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_FULL), 0);
+    assert_true(eventually_equal(&count->closed, 1));
+    assert_int_equal(atomic_load(&fake->quits), 1); /* politely: its wire is idle */
+    assert_int_equal(atomic_load(&fake->kills), 0);
+    assert_int_equal(atomic_load(&fake->empties), 0);
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(puppet_query(p, 0, "Q 1"), 0);
+    assert_int_not_equal(p->facts.connection_id, id);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_RESET), 0); /* a rollback it can do */
+    assert_true(eventually_equal(&count->resets, 1));
+    assert_int_equal(atomic_load(&replaced), 1);
+}
+
+static void test_a_server_that_reports_no_changes_is_told_of_once(void **state) {
+    struct puppet *p = client(0);
+
+    (void)state;
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(puppet_acquire(p, i), 0);
+    assert_int_equal(atomic_load(&untracked), 1);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_FULL), 0);
+    assert_true(eventually_equal(&count->resets, 1));
+    assert_int_equal(atomic_load(&fake->trackings), 0);
+    assert_int_equal(atomic_load(&fake->roles), 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_I6_a_full_reset_and_the_same_session_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_session_that_no_reset_leads_back_is_replaced, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_server_that_reports_no_changes_is_told_of_once, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
