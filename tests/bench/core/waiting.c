@@ -62,7 +62,7 @@ int bench_waiters(struct stage *stage, long rounds) {
 
 /* ---- from one process to another ---- */
 
-#define HANDOFFS 2000u
+#define HANDOFFS 1000u
 #define ASLEEP_NS 50000u /* from saying that it goes to sleep until the waiter surely does */
 
 enum handoff { PING_READ, PING_POLL, TO_THREAD, TO_LOOP, HANDOFF_KINDS };
@@ -233,7 +233,7 @@ int bench_overload(struct stage *stage, long rounds) {
         return 1;
     _Atomic uint64_t *inversions = (_Atomic uint64_t *)(semaphore + 1);
     for (; rounds > 0; rounds--)
-        for (uint32_t load = 1; load <= 16; load *= 2)
+        for (uint32_t load = 1; load <= 8; load *= 2)
             for (int peer = 0; peer < 2; peer++) {
                 struct overload_job job = {peer ? semaphore : NULL, stage_times_new(), inversions};
                 const char *name = peer ? "semaphore" : "pool";
