@@ -37,13 +37,13 @@ class Figures:
         sys.stderr.write('\n%s: %s ' % (name, title))
         sys.stderr.flush()
 
-    def table(self, title, unit, samples, base=None, better='lower', note=None):
+    def table(self, title, unit, samples, base=None, better='lower'):
         """samples: {name: [a figure per round]}. With base: the ratio of each row to it."""
-        table = {'bench': self.bench, 'title': title, 'unit': unit, 'better': better, 'base': base, 'note': note, 'rows': {}}
+        table = {'bench': self.bench, 'title': title, 'unit': unit, 'better': better, 'base': base, 'rows': {}}
         for name, values in samples.items():
             row = {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
             if base is not None:
-                of_rounds = ratios(samples, name, base) if all(samples[base]) else [float('nan')]
+                of_rounds = ratios(samples, name, base)
                 row.update(ratio=statistics.median(of_rounds), ratio_min=min(of_rounds), ratio_max=max(of_rounds))
             table['rows'][name] = row
         self.tables.append(table)
@@ -78,10 +78,7 @@ def _print_table(table):
     for name, row in table['rows'].items():
         line = '  %-*s %9s %20s' % (width, name, text_of(row['median']), spread(row['min'], row['max']))
         if 'ratio' in row:
-            line += ' %8sx %16s' % (text_of(row['ratio']) if row['ratio'] == row['ratio'] else '-', ''
-                                    if name == table['base'] or row['ratio'] != row['ratio']
-                                    else spread(row['ratio_min'], row['ratio_max']))
+            line += ' %8sx %16s' % (
+                text_of(row['ratio']), '' if name == table['base'] else spread(row['ratio_min'], row['ratio_max']))
         print(line.rstrip())
-    if table['note']:
-        print('  ' + table['note'])
     sys.stdout.flush()

@@ -80,7 +80,9 @@ def load(instance, path, seconds=2, clients=CLIENTS):
 
 
 def cpu_seconds(pid):
-    """User and system time of a process's threads so far."""
-    with open('/proc/%d/stat' % pid) as f:
-        fields = f.read().rpartition(')')[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+    """Processor time of the process's threads so far, to the nanosecond (/proc/PID/stat counts in hundredths)."""
+    total = 0
+    for task in os.listdir('/proc/%d/task' % pid):
+        with open('/proc/%d/task/%s/schedstat' % (pid, task)) as f:
+            total += int(f.read().split()[0])
+    return total / 1e9

@@ -2,6 +2,7 @@
 """What is to be reached: one line for each figure that has a bound. The benchmarks name them by their key."""
 
 import collections
+import math
 
 Target = collections.namedtuple('Target', 'what sense bound unit')
 
@@ -39,11 +40,13 @@ TARGETS = {
 
 def is_met(target, value):
     """Rounded as it is printed: a figure that reads as the bound has met it."""
-    value = float(text_of(value))
+    value = float(text_of(value)) if math.isfinite(value) else value
     return value <= target.bound if target.sense == AT_MOST else value >= target.bound
 
 
 def text_of(value):
+    if not math.isfinite(value):
+        return '-' if math.isnan(value) else 'without end'
     if value == int(value):
         return '%d' % value
     return '%.0f' % value if abs(value) >= 100 else '%.1f' % value if abs(value) >= 10 else '%.2f' % value

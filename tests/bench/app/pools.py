@@ -6,7 +6,7 @@ import time
 import dbpool
 import MySQLdb
 from django.conf import settings
-from django.db import connection
+from django.db import connection, connections
 from django.http import JsonResponse
 from sqlalchemy.pool import QueuePool
 
@@ -49,10 +49,11 @@ def profile():
 
 
 def backend():
-    """What Django's wrapper does when it connects, without Django."""
+    """What Django's wrapper does when it connects, without Django. The wrapper itself: `connection` looks for it each time."""
     connection.ensure_connection()
     connection.close()
-    return lambda given=connection.get_connection_params(): connection.get_new_connection(given)
+    wrapper = connections[connection.alias]
+    return lambda given=wrapper.get_connection_params(): wrapper.get_new_connection(given)
 
 
 def hold(request):

@@ -22,9 +22,13 @@
 
 static bool pair(struct stage *stage, uint32_t pool) {
     struct dbp_lease lease;
+    int rc;
 
-    return dbp_acquire_now(stage->client, stage->pools[pool], &lease) == 0 &&
-           dbp_release(stage->client, &lease, 2, DBP_RETURN_CLEAN) == 0;
+    /* Busy: every session that it looked at was just then another's. */
+    do
+        rc = dbp_acquire_now(stage->client, stage->pools[pool], &lease);
+    while (rc == DBP_E_BUSY);
+    return rc == 0 && dbp_release(stage->client, &lease, 2, DBP_RETURN_CLEAN) == 0;
 }
 
 static bool pairs(struct stage *stage, double *nsp) {
