@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 74, 28, 84, 62  # around the plot
-TEXT = 13  # pixels; a letter is about 0.54 of it wide
+TEXT = 13  # pixels; a letter is about 0.6 of it wide
 LIGHT = ('#1f6fd0', '#c9560c', '#1d8a57', '#8347c9')
 DARK = ('#6cb0ff', '#ff9d5c', '#5fd39b', '#c39bff')
 
@@ -97,5 +97,5 @@ def chart(title, x, y, series, log_x=False, steps=False, **_):
             out.append('<circle class="d%d" cx="%.1f" cy="%.1f" r="3.6"/>' % (at, *place))
         out.append('<path class="line s%d" d="M%.1f 58 h20"/>' % (at, legend))
         text(legend + 26, 62, name, 'ink')
-        legend += 26 + len(name) * TEXT * 0.54 + 20
+        legend += 26 + len(name) * TEXT * 0.6 + 18
     return '\n'.join(out + ['</svg>', ''])

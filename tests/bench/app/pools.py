@@ -6,7 +6,7 @@ import time
 import dbpool
 import MySQLdb
 from django.conf import settings
-from django.db import connection, connections
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.http import JsonResponse
 from sqlalchemy.pool import QueuePool
 
@@ -44,7 +44,7 @@ def profile():
     """Below manage() and the backend: what both call."""
     from dbpool import pool
     managed(4)().close()
-    (have,) = [made for alias, known in pool._profiles.items() for _, made in known if alias != connection.alias]
+    (have,) = [made for alias, known in pool._profiles.items() for _, made in known if alias != DEFAULT_DB_ALIAS]
     return have.connect
 
 

@@ -16,8 +16,8 @@
 #include <unistd.h>
 
 #define ITERATIONS 500000
-#define ROUND_US 250000u     /* of one number of processes */
-#define PACE_NS 20000u       /* work between two acquires: a worker that did nothing else would serve 50,000 a second */
+#define ROUND_US 250000u /* of one number of processes */
+#define PACE_NS 20000u   /* work between two acquires: a worker that did nothing else would serve 50,000 a second */
 #define LEASES_MAX 1024u
 
 static bool pair(struct stage *stage, uint32_t pool) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Waiting: what a hand-off costs with many in the queue, how long it takes from one process to another beside a plain
- * wake-up by an eventfd, and how long each waits, and in what order, when four times as many want a session as there are.
+ * wake-up by an eventfd, and how long each waits, and in what order, when four times as many want a session as there
+ * are.
  */
 #include "stage.h"
 
@@ -172,8 +173,8 @@ int bench_handoff(struct stage *stage, long rounds) {
 #define OVERLOAD_US 1500000u
 
 struct overload_job {
-    sem_t *semaphore; /* of as many sessions, in place of the pool; NULL: the pool */
-    struct stage_times *waits;     /* in units of 10 us */
+    sem_t *semaphore;          /* of as many sessions, in place of the pool; NULL: the pool */
+    struct stage_times *waits; /* in units of 10 us */
     _Atomic uint64_t *inversions;
 };
 
@@ -191,13 +192,22 @@ static uint64_t overtaken(struct stage *stage, const struct dbp_wait *wait) {
 
 static bool take(struct stage *stage, const struct overload_job *job, struct dbp_lease *lease) {
     uint32_t pool = stage->pools[STAGE_FEW];
+    struct dbp_queue *queue = &stage->share->table->pools[pool].queue;
+    uint32_t first = atomic_load(&queue->head);
+    dbp_place before = 0;
     struct dbp_wait wait;
     int rc;
 
     if (job->semaphore)
         return sem_wait(job->semaphore) == 0;
-    if (dbp_acquire_now(stage->client, pool, lease) == 0)
+    bool others = dbp_queue_next(queue, &first, &before);
+    if (dbp_acquire_now(stage->client, pool, lease) == 0) {
+        /* Waited before we came, and still does: overtaken by a newcomer. */
+        dbp_place now = dbp_queue_look(queue, dbp_place_ticket(before));
+        if (others && dbp_place_ticket(now) == dbp_place_ticket(before) && dbp_place_state(now) == DBP_PLACE_WAITING)
+            atomic_fetch_add(job->inversions, 1);
         return true;
+    }
     if (dbp_wait_begin(stage->client, pool, DBP_WAIT_EVENT, &wait) != 0)
         return false;
     while ((rc = dbp_wait_poll(stage->client, &wait, lease)) == DBP_E_BUSY)
