@@ -7,21 +7,20 @@ from a proxy in this process that waits before it connects to the server; every 
 """
 
 import contextlib
-import json
 import selectors
 import socket
-import statistics
 import threading
 import time
 
-from tests.bench.requests import APP, server
-from tests.support import Uwsgi, concurrently
+from tests.bench.serving import server, uwsgi
+from tests.support import concurrently
 
 CLIENTS = 50
 WORKERS = 4
 CONNECT_S = 0.150
 CAP = 50
-CANDIDATES = {'dbpool': 'dbpool', "QueuePool in each process": 'queuepool', 'no pool': 'none'}
+SHOWN_MS = 500
+CANDIDATES = {'dbpool': 'dbpool', 'QueuePool in each process': 'queuepool', 'no pool': 'none'}
 
 
 class SlowDoor:
@@ -31,7 +30,7 @@ class SlowDoor:
         self._address = address
         self._listener = socket.create_server(('127.0.0.1', 0), backlog=256)
         self.port = self._listener.getsockname()[1]
-        self.opened = 0
+        self.opened = []  # when each was
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
         self._end = False
@@ -52,7 +51,7 @@ class SlowDoor:
             for end in (client, upstream):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
-                self.opened += 1
+                self.opened.append(time.monotonic())
             self._selector.register(client, selectors.EVENT_READ, upstream)
             self._selector.register(upstream, selectors.EVENT_READ, client)
 
@@ -74,42 +73,41 @@ class SlowDoor:
         self._listener.close()
 
 
-def serve(door):
-    entry = {'ENGINE': 'dbpool.mysql', 'HOST': '127.0.0.1', 'PORT': door.port, 'USER': 'bench', 'PASSWORD': 'secret',
-             'NAME': 'bench', 'OPTIONS': {'charset': 'utf8mb4'},
-             'POOL': {'pool_size': CAP, 'max_overflow': 0, 'min_size': 5}}
-    given = json.dumps({'driver': 'pymysql', 'database': entry})
-    return Uwsgi('wsgi:application', [APP], 'gevent', WORKERS, {'listen': 128},
-                 environ={'DBPOOL_BENCH': given, 'DJANGO_SETTINGS_MODULE': 'settings'})
-
-
-def spike(instance, candidate):
+def _spike(instance, candidate):
     answers = concurrently(lambda _: instance.get('/spike', how=candidate), range(CLIENTS), CLIENTS)
-    waits = [answer.json()['ms'] for answer in answers if getattr(answer, 'status', None) == 200]
-    return sorted(waits), CLIENTS - len(waits)
+    waits = sorted(answer.json()['ms'] for answer in answers if getattr(answer, 'status', None) == 200)
+    return waits, CLIENTS - len(waits)
 
 
-def run(rounds):
-    print('\nburst: %d clients at once, %d workers, 5 idle sessions, %d ms to connect, 2 ms a query' % (
-        CLIENTS, WORKERS, CONNECT_S * 1000))
-    print('  %-28s %18s %14s %14s %9s' % ('', 'sessions opened', 'wait p50 ms', 'wait p99 ms', 'refused'))
-    figures = {}
-    for name, candidate in CANDIDATES.items():
-        rows = []
-        for _ in range(rounds):
-            with server() as running:
-                door = SlowDoor((running.host, running.port))
-                try:
-                    with serve(door) as instance:
-                        for _ in range(WORKERS):
-                            concurrently(lambda _: instance.get('/spike', how=candidate), range(5), 5)  # the idle ones
-                        before = door.opened
-                        waits, refused = spike(instance, candidate)
-                        time.sleep(4 * CONNECT_S)  # logins that are under way still count
-                        rows.append((door.opened - before, waits[len(waits) // 2], waits[int(len(waits) * 0.99) - 1], refused))
-                finally:
-                    door.close()
-        median = [statistics.median(column) for column in zip(*rows)]
-        figures[name] = dict(zip(('opened', 'p50_ms', 'p99_ms', 'refused'), median))
-        print('  %-28s %18d %14.1f %14.1f %9d' % (name, *median))
-    return figures
+def _round(candidate):
+    """Sessions opened, wait p50 and p99, requests refused; and when each session was opened, in ms of the spike."""
+    with server() as running:
+        door = SlowDoor((running.host, running.port))
+        running.port = door.port  # what the application is told
+        try:
+            pool = {'pool_size': CAP, 'max_overflow': 0, 'min_size': 5}
+            with uwsgi(running, driver='pymysql', processes=WORKERS, pool=pool) as instance:
+                for _ in range(WORKERS):
+                    concurrently(lambda _: instance.get('/spike', how=candidate), range(5), 5)  # the idle ones
+                before, began = len(door.opened), time.monotonic()
+                waits, refused = _spike(instance, candidate)
+                time.sleep(4 * CONNECT_S)  # logins that are under way still count
+                times = [1000 * (at - began) for at in door.opened[before:]]
+                return len(times), waits[len(waits) // 2], waits[int(len(waits) * 0.99) - 1], refused, times
+        finally:
+            door.close()
+
+
+def burst(figures, rounds):
+    rows = {name: [_round(candidate) for _ in range(min(rounds, 3))] for name, candidate in CANDIDATES.items()}
+    title = 'spike: %d clients at once, %d workers, 5 idle sessions, %d ms to connect, 2 ms a query: ' % (
+        CLIENTS, WORKERS, CONNECT_S * 1000)
+    for at, (what, unit) in enumerate((('sessions opened', 'sessions'), ('wait p50', 'ms'), ('wait p99', 'ms'),
+                                       ('requests refused', 'requests'))):
+        figures.table(title + what, unit, {name: [row[at] for row in of_name] for name, of_name in rows.items()})
+    curves = {}
+    for name, of_name in rows.items():
+        times = sorted((row[4] for row in of_name), key=len)[len(of_name) // 2]  # of the median round
+        curves[name] = [(0, 0), *((at, number) for number, at in enumerate(times, 1)), (SHOWN_MS, len(times))]
+    figures.curve('sessions-by-time', 'Sessions opened in a spike of %d requests' % CLIENTS, 'ms since the spike began',
+                  'sessions opened', curves, steps=True)

@@ -311,7 +311,7 @@ static int setup(void **state) {
     if (dbp_registry_put(registry, table, &spec, text, &pool, &added) != 0)
         return -1;
     queue = &table->pools[pool].queue;
-    if (dbp_keeper_new(&share, registry, &ops, &keeper) != 0)
+    if (dbp_keeper_new(&share, registry, &ops, DBP_SESSIONS_MAX, &keeper) != 0)
         return -1;
     dbp_keeper_connector_ready(keeper);
     return 0;

@@ -67,7 +67,7 @@ static int setup(void **state) {
     n_opens = n_kills = 0;
     if (dbp_share_new(3, &share, &control) != 0 || dbp_registry_new(&registry) != 0 ||
         dbp_registry_put(registry, share.table, &spec, text, &pool, &added) != 0 ||
-        dbp_keeper_new(&share, registry, &ops, &keeper) != 0)
+        dbp_keeper_new(&share, registry, &ops, DBP_SESSIONS_MAX, &keeper) != 0)
         return -1;
     table = share.table;
     count = &table->pools[0].count;

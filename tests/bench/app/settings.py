@@ -18,3 +18,4 @@ DATABASES = {'default': GIVEN['database']}
 INSTALLED_APPS = []
 MIDDLEWARE = []
 USE_TZ = True
+DEBUG_PROPAGATE_EXCEPTIONS = True  # into uWSGI's log

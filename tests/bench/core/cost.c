@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT
+ * What an acquire and its release cost: alone, beside other processes, with many sessions, and that they make no
+ * system call. Nobody waits here.
+ */
+#include "stage.h"
+
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define ITERATIONS 500000
+#define ROUND_US 250000u /* of one number of processes */
+#define PACE_NS 20000u   /* work between two acquires: a worker that did nothing else would serve 50,000 a second */
+#define LEASES_MAX 1024u
+
+static bool pair(struct stage *stage, uint32_t pool) {
+    struct dbp_lease lease;
+    int rc;
+
+    /* Busy: every session that it looked at was just then another's. */
+    do
+        rc = dbp_acquire_now(stage->client, stage->pools[pool], &lease);
+    while (rc == DBP_E_BUSY);
+    return rc == 0 && dbp_release(stage->client, &lease, 2, DBP_RETURN_CLEAN) == 0;
+}
+
+static bool pairs(struct stage *stage, double *nsp) {
+    uint64_t began = stage_now_ns();
+
+    for (int i = 0; i < ITERATIONS; i++)
+        if (!pair(stage, STAGE_MANY))
+            return false;
+    *nsp = (double)(stage_now_ns() - began) / ITERATIONS;
+    return true;
+}
+
+/* ---- alone, across processes: the table, the broker and the sessions are another's ---- */
+
+static double two_swaps(void) {
+    static _Atomic uint64_t word;
+    uint64_t began = stage_now_ns();
+
+    for (int i = 0; i < ITERATIONS; i++)
+        for (int k = 0; k < 2; k++) {
+            uint64_t seen = atomic_load(&word);
+            atomic_compare_exchange_strong(&word, &seen, seen + 1);
+        }
+    return (double)(stage_now_ns() - began) / ITERATIONS;
+}
+
+static int alone(struct stage *stage, uint32_t number, void *arg) {
+    double ns;
+
+    (void)number;
+    if (!pairs(stage, &ns)) /* warms up */
+        return 1;
+    for (long round = *(long *)arg; round > 0; round--) {
+        if (!pairs(stage, &ns))
+            return 1;
+        printf("pair %.2f\nswaps %.2f\n", ns, two_swaps());
+    }
+    fflush(stdout);
+    return 0;
+}
+
+/* From here on this process may do nothing but end: the kernel kills it (SIGSYS) at any other system call. */
+static bool forbid_system_calls(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+    };
+    struct sock_fprog program = {.len = sizeof code / sizeof *code, .filter = code};
+
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static int locked_in(struct stage *stage, uint32_t number, void *arg) {
+    double ns;
+
+    (void)number;
+    if (!pairs(stage, &ns) || !forbid_system_calls())
+        return 1;
+    if (*(bool *)arg) /* the proof of the proof: this one must be killed */
+        syscall(SYS_getppid);
+    return pairs(stage, &ns) ? 0 : 1;
+}
+
+int bench_uncontended(struct stage *stage, long rounds) {
+    bool make_one = false;
+
+    if (!stage_workers(stage, 1, alone, &rounds, 0))
+        return 1;
+    printf("free_of_system_calls %d\n", stage_workers(stage, 1, locked_in, &make_one, 0));
+    make_one = true;
+    fprintf(stderr, "(the next worker is meant to be killed) ");
+    if (stage_workers(stage, 1, locked_in, &make_one, 0)) {
+        fprintf(stderr, "system calls are not noticed here\n");
+        return 1;
+    }
+    return 0;
+}
+
+/* ---- beside others ---- */
+
+struct pace {
+    struct stage_times *with, *without;
+    uint64_t ns; /* 0: no work between, only the pool */
+};
+
+static uint64_t cpu_ns(void) {
+    struct timespec ts;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static int beside(struct stage *stage, uint32_t number, void *arg) {
+    const struct pace *pace = arg;
+    uint64_t began = cpu_ns(), n = 0;
+
+    for (; !atomic_load_explicit(&stage->common->stop, memory_order_relaxed); n++) {
+        if (pace->ns == 0) {
+            if (!pair(stage, STAGE_MANY))
+                return 1;
+            continue;
+        }
+        uint64_t t0 = stage_now_ns(), t1 = stage_now_ns();
+        if (!pair(stage, STAGE_MANY))
+            return 1;
+        uint64_t t2 = stage_now_ns();
+        stage_times_add(pace->without, t1 - t0);
+        stage_times_add(pace->with, t2 - t1);
+        stage_burn(PACE_NS);
+    }
+    atomic_store(&stage->common->counts[number], n);
+    atomic_store(&stage->common->nanoseconds[number], cpu_ns() - began);
+    return 0;
+}
+
+static void sum(const struct stage *stage, uint32_t n, double *countp, double *nsp) {
+    *countp = *nsp = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        *countp += (double)atomic_load(&stage->common->counts[i]);
+        *nsp += (double)atomic_load(&stage->common->nanoseconds[i]);
+    }
+}
+
+int bench_processes(struct stage *stage, long rounds) {
+    for (; rounds > 0; rounds--)
+        for (uint32_t n = 1; n <= 16; n *= 2) {
+            struct pace paced = {stage_times_new(), stage_times_new(), PACE_NS}, flat_out = {.ns = 0};
+            double count, ns;
+
+            if (!stage_workers(stage, n, beside, &paced, ROUND_US))
+                return 1;
+            printf("paced_ns_%u %.1f\n", n, stage_times_at(paced.with, 0.5) - stage_times_at(paced.without, 0.5));
+            printf("paced_p99_ns_%u %.1f\n", n, stage_times_at(paced.with, 0.99) - stage_times_at(paced.without, 0.5));
+            stage_times_free(paced.with);
+            stage_times_free(paced.without);
+            if (!stage_workers(stage, n, beside, &flat_out, ROUND_US))
+                return 1;
+            sum(stage, n, &count, &ns);
+            printf("cpu_ns_%u %.1f\nper_second_%u %.0f\n", n, ns / count, n, count / (ROUND_US / 1e6));
+        }
+    return 0;
+}
+
+/* ---- with many sessions: the k-th, while all before it are leased ---- */
+
+static int kth(struct stage *stage, uint32_t number, void *arg) {
+    static const uint32_t steps[] = {1, 10, 100, 1000};
+    static struct dbp_lease leases[LEASES_MAX];
+    uint32_t pool = stage->pools[STAGE_MANY];
+    double ns;
+
+    (void)number;
+    if (!pairs(stage, &ns))
+        return 1;
+    for (long round = *(long *)arg; round > 0; round--) {
+        uint32_t held = 0;
+        for (size_t i = 0; i < sizeof steps / sizeof *steps && steps[i] <= stage->many; i++) {
+            for (; held + 1 < steps[i]; held++)
+                if (dbp_acquire_now(stage->client, pool, &leases[held]) != 0)
+                    return 1;
+            if (!pairs(stage, &ns))
+                return 1;
+            printf("ns_%u %.2f\n", steps[i], ns);
+        }
+        while (held > 0)
+            if (dbp_release(stage->client, &leases[--held], 2, DBP_RETURN_CLEAN) != 0)
+                return 1;
+    }
+    fflush(stdout);
+    return 0;
+}
+
+int bench_sessions(struct stage *stage, long rounds) {
+    return !stage_workers(stage, 1, kth, &rounds, 0);
+}
