@@ -18,6 +18,15 @@ IDLE = 20
 TIMEOUT_S = 2  # of each read, write and login: long enough for a busy machine, and a freeze is waited out several times
 
 
+def all_threads_stopped(pid):
+    """SIGSTOP reaches each thread in its own time."""
+    for task in os.listdir('/proc/%d/task' % pid):
+        with open('/proc/%d/task/%s/stat' % (pid, task)) as f:
+            if f.read().rpartition(')')[2].split()[0] != 'T':
+                return False
+    return True
+
+
 class Faults(Storming, WithServer):
     processes = 2
     clients = 5  # fewer than the threads of two workers: a frozen server must leave some for /ping
@@ -123,11 +132,17 @@ class Server(Faults):
                 self.fill()
 
     def freeze(self):
-        os.kill(self.server.pid, signal.SIGSTOP)
-        self.addCleanup(lambda: self.server.is_running() and os.kill(self.server.pid, signal.SIGCONT))
+        pid = self.server.pid
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: all_threads_stopped(pid), 30, 'the server stands still')
 
     def thaw(self):
         os.kill(self.server.pid, signal.SIGCONT)
+
+    def tearDown(self):
+        if self.server.is_running():
+            self.thaw()  # a test that failed has left it as it was, and what follows asks it
+        super().tearDown()
 
     def test_frozen(self):
         """Requests end by their time-outs, pages without database go on, and all is well when the server goes on."""
