@@ -76,6 +76,16 @@ static struct puppet *client(void) {
     return puppet_ready(&arena.share, &spec);
 }
 
+static bool bell_is_quiet(void *arg) {
+    (void)arg;
+    return atomic_load(&arena.share.table->pools[arena.pool].attention) == 0;
+}
+
+static bool all_are_idle(void *arg) {
+    (void)arg;
+    return atomic_load(&arena.count->state[DBP_IDLE]) == atomic_load(&arena.count->size) && bell_is_quiet(NULL);
+}
+
 /* ---- waiters ---- */
 
 static void test_I4_ten_thousand_waiters_are_served_in_order(void **state) {
@@ -209,7 +219,10 @@ static void test_I3_a_thousand_sessions_and_then_a_full_table(void **state) {
     assert_true(eventually(unmarked, NULL)); /* the waiter is gone: nobody has to give up anything */
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++)
         give_back(&leases[i]);
-    assert_true(eventually_equal(&arena.count->state[DBP_IDLE], SESSIONS));
+    assert_true(eventually(all_are_idle, NULL));
+    /* The pools share what there is: the one that waited may be given some of the other's. */
+    assert_true(atomic_load(&arena.count->size) >= SESSIONS - 30);
+    assert_true(atomic_load(&arena.fake->most) <= DBP_SESSIONS_MAX);
     assert_int_equal(atomic_load(&arena.fake->strange), 0);
 }
 
@@ -282,16 +295,6 @@ static void test_as_many_pools_as_there_is_room_for(void **state) {
 }
 
 /* ---- the doorbell ---- */
-
-static bool bell_is_quiet(void *arg) {
-    (void)arg;
-    return atomic_load(&arena.share.table->pools[arena.pool].attention) == 0;
-}
-
-static bool all_are_idle(void *arg) {
-    (void)arg;
-    return atomic_load(&arena.count->state[DBP_IDLE]) == atomic_load(&arena.count->size) && bell_is_quiet(NULL);
-}
 
 static void test_I2_a_storm_at_the_doorbell(void **state) {
     _Atomic uint32_t *rings = shared_memory(sizeof *rings);
