@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Proxies end with their lease (I7), and a lease ends whatever becomes of its proxy."""
 
+import errno
 import gc
 import threading
 import unittest
@@ -268,6 +269,7 @@ class CheckOut(Case):
         self.facts = None
         self.alias = 'default'
         self.autocommit = True
+        self.operational_error = pymysql.err.OperationalError
 
     def configure(self, **policy):
         self.policy = Policy(5, 10, 30, 0)._replace(**policy)
@@ -315,6 +317,35 @@ class CheckOut(Case):
         self.take(2, 1)[0].close()
         self.assertEqual(self.made[0].destroyed, 1)
         self.assertEqual(sorted(self.profile.objects), [2])
+
+    def test_only_so_many_objects_are_kept(self):
+        """Those of the highest slots go, which are leased last, but never one that is leased."""
+        self.profile.most = 3
+        for session in (1, 2, 3, 4):
+            self.take(session, 1)[0].close()
+        self.assertEqual(sorted(self.profile.objects), [1, 2, 4])
+        kept, _ = self.take(4, 1)
+        self.take(5, 1)[0].close()
+        self.assertEqual(sorted(self.profile.objects), [1, 4, 5])
+        self.assertTrue(kept.open)
+        held = [self.take(session, 1)[0] for session in (1, 5, 6, 7)]
+        self.assertEqual(sorted(self.profile.objects), [1, 4, 5, 6, 7])  # all in use: as many as there are leases
+        for connection in [kept] + held:
+            connection.close()
+        self.take(2, 1)[0].close()
+        self.assertEqual(sorted(self.profile.objects), [1, 2, 4])
+        self.assertEqual([driver.session for driver in self.made if driver.destroyed], [2, 3, 5, 6, 7])
+
+    def test_no_file_descriptor_left(self):
+        def refuse(*arguments):
+            raise OSError(errno.EMFILE, 'Too many open files')
+
+        self.Driver = refuse
+        lease = fakes.Lease(1, 1)
+        self.leases.append(lease)
+        with self.assertRaisesRegex(pymysql.err.OperationalError, 'RLIMIT_NOFILE'):
+            self.profile.connect()
+        self.assertEqual(lease.released, [(2, _dbpool.CLEAN)])
 
     def test_a_driver_that_cannot_be_made_gives_the_lease_back(self):
         def refuse(*arguments):

@@ -6,7 +6,9 @@ objects. The policy is the broker's: here is only the way from a lease to a conn
 for (session, incarnation, profile) and made again when the session in the slot is another.
 """
 
+import errno
 import logging
+import resource
 import time
 
 from . import _dbpool, drivers, settings, waiting
@@ -19,7 +21,15 @@ log = logging.getLogger("dbpool")
 PING_TIMEOUT = 2.0  # seconds; who does not answer by then is given up while there is time for another
 PING_LEAST = 0.25  # also where the pool's timeout is over (or 0): an answer takes some ten microseconds to milliseconds
 
+OBJECTS_MOST = 128  # driver objects that one profile keeps in this process, each with an fd of its session
+
 REGISTER_TIMEOUT = 10.0  # seconds; the broker answers at once, unless the master is still starting
+
+
+def objects_most():
+    """OBJECTS_MOST, but no more than a share of the fds that this process may have."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OBJECTS_MOST if most == resource.RLIM_INFINITY else max(4, min(OBJECTS_MOST, most // 8))
 
 
 class Pool:
@@ -99,7 +109,8 @@ class Pool:
 class Profile:
     """A pool, and driver objects made with one set of options. Any thread."""
 
-    __slots__ = ("pool", "driver", "spec", "local", "prepare", "objects", "trash", "shared", "leak_threshold")
+    __slots__ = ("pool", "driver", "spec", "local", "prepare", "objects", "most", "out", "trash", "shared",
+                 "leak_threshold")
 
     def __init__(self, pool, driver, spec, local, prepare):
         self.pool = pool
@@ -108,6 +119,8 @@ class Profile:
         self.local = local
         self.prepare = prepare
         self.objects = {}  # session slot -> Driver
+        self.most = objects_most()
+        self.out = set()  # session slots that are leased
         self.trash = []  # driver objects that a finaliser took out of use
         self.leak_threshold = pool.policy.leak_threshold
         self.shared = Shared() if pool.policy.use_threadlocal else None
@@ -145,6 +158,7 @@ class Profile:
             fresh = True
         else:
             fresh = False
+        self.out.add(lease.session)
         try:
             if fresh and self.prepare is not None:
                 self.prepare(driver.connection)
@@ -152,6 +166,7 @@ class Profile:
                 left = min(PING_TIMEOUT, ping_until - time.monotonic())
                 if not driver.ping(max(1, int(1000 * left))):
                     self._discard(driver)
+                    self.out.discard(lease.session)
                     lease.release(0, _dbpool.DOOM)
                     return None
             driver.checkout(lease.status())
@@ -161,6 +176,7 @@ class Profile:
             return connection
         except BaseException:
             self._discard(driver)
+            self.out.discard(lease.session)
             lease.release(0, _dbpool.DOOM)
             raise
 
@@ -174,15 +190,22 @@ class Profile:
         if stale is not None:
             stale.destroy()
         self._sweep()
+        self._make_room()
         try:
             driver = self.driver.Driver(lease, self.spec, self.local)
         except drivers.SessionUnavailable as unavailable:
             (code,) = unavailable.args
             lease.release(lease.status(), _dbpool.CLEAN if code == _dbpool.E_TIMEOUT else _dbpool.DOOM)
             raise self.pool.error(_dbpool.E_CLOSED, 0.0) from unavailable
-        except BaseException:
+        except BaseException as error:
             # Not a byte was written to the session yet.
             lease.release(lease.status(), _dbpool.CLEAN)
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise self.pool.operational_error(
+                    0,
+                    "dbpool: pool '%s': this process has as many files open as it may (RLIMIT_NOFILE, uWSGI's max-fd)"
+                    % self.pool.alias,
+                ) from error
             raise
         self.pool.facts = driver.facts_row
         self.objects[lease.session] = driver
@@ -193,6 +216,14 @@ class Profile:
         for driver in list(self.objects.values()):
             if driver.gone():
                 self._discard(driver)
+
+    def _make_room(self):
+        """With too many objects those go whose sessions will be met again last: sessions are leased lowest slot first."""
+        for session in sorted(self.objects, reverse=True):
+            if len(self.objects) < self.most:
+                break
+            if session not in self.out:
+                self._discard(self.objects[session])
 
     def _discard(self, driver):
         if self.objects.get(driver.session) is driver:
@@ -211,11 +242,13 @@ class Profile:
         if not keep:
             # Before the return: until then the session is nobody else's.
             self._discard(driver)
+        self.out.discard(lease.session)
         lease.release(status, how)
 
     def give_up(self, lease, driver, busy):
         """The lease was lost. Called where nothing may wait and nothing may be written."""
         if not lease.valid():
+            self.out.discard(lease.session)
             return
         how, status, keep = driver.settle(self.pool.autocommit, self.pool.policy.reset)
         if busy:
@@ -226,6 +259,7 @@ class Profile:
             if self.objects.get(driver.session) is driver:
                 del self.objects[driver.session]
             self.trash.append(driver)
+        self.out.discard(lease.session)
         lease.release(status, how)
 
 
