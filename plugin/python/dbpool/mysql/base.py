@@ -128,8 +128,6 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         self._joined = False  # self.connection is one that another wrapper uses (use_threadlocal), and was so far
         if host.uwsgi() is not None and not problems:
             _introduce(self, settings_dict)
-        if not _introduced and host.uwsgi() is not None and self.alias in connections:
-            _introduced.add(self.alias)
 
     # ---- connecting ----
 
