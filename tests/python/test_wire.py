@@ -104,6 +104,60 @@ class Wire(unittest.TestCase):
         with self.assertRaises(TimeoutError):
             self.wire.sendall(b'x' * 10000000)
 
+    def test_dead_after_an_exception_ended_a_wait(self):
+        """PyMySQL's own clean-up must neither go on nor take the exception's place."""
+        class Interrupted(BaseException):
+            pass
+
+        def interrupt(fd, reading, timeout_ms):
+            raise Interrupted
+
+        self.addCleanup(_dbpool.set_wait_hook, waiting.wait)
+        for use in (lambda: self.wire.read(1), lambda: self.wire.sendall(b'x' * 10000000)):
+            self.setUp()
+            self.assertIsNone(self.wire.ended())
+            _dbpool.set_wait_hook(interrupt)
+            with self.assertRaises(Interrupted) as caught:
+                use()
+            _dbpool.set_wait_hook(waiting.wait)
+            self.assertIs(self.wire.ended(), caught.exception)
+            self.peer.setblocking(False)
+            try:
+                while self.peer.recv(65536):  # so that there is room
+                    pass
+            except BlockingIOError:
+                pass
+            self.peer.setblocking(True)
+            self.peer.sendall(b'y')
+            for later in (lambda: self.wire.read(1), lambda: self.wire.sendall(b'z'), lambda: self.wire.settimeout(1)):
+                with self.assertRaises(OSError):
+                    later()
+
+    def test_what_commands_and_answers_say_of_the_session(self):
+        for sql, status, changed in [(b'SELECT 1', 2, False), (b'SELECT 1', 0x4002, True), (b'SET @a=1', 2, True),
+                                     (b'SET autocommit=0', 0x4000, False), (b'SELECT @a', 2, True)]:
+            self.wire.begin(2)
+            self.wire.sendall(packet(b'\3' + sql))
+            self.wire.status = status  # as PyMySQL does with an OK packet
+            self.assertEqual((self.wire.changed, self.wire.status), (changed, status & ~0x4000), sql)
+        self.wire.begin(2)
+        self.wire.sendall(packet(b'\3SET autocommit=0'))
+        self.wire.sendall(packet(b'\3SELECT 1'))
+        self.wire.status = 0x4002
+        self.assertTrue(self.wire.changed, 'only the answer to SET autocommit is no change')
+        for command, changed in [(b'\x0e', False), (b'\x02other', True), (b'\x11', True), (b'\x1bxx', True), (b'', True)]:
+            self.wire.begin(2)
+            self.wire.sendall(packet(command))
+            self.assertEqual(self.wire.changed, changed, command)
+        self.wire.opaque = True
+        self.wire.begin(2)
+        self.wire.sendall(packet(b'\3SELECT 1'))
+        self.assertTrue(self.wire.changed)
+        self.wire.opaque = False
+        self.wire.begin(0x202)
+        self.wire.sendall(packet(b"\3SELECT '\\', GET_LOCK('a', 0)"))
+        self.assertTrue(self.wire.changed, 'NO_BACKSLASH_ESCAPES is in the status word')
+
     def test_peer_is_gone(self):
         self.peer.close()
         with self.assertRaises(OSError):

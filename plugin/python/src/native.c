@@ -366,10 +366,7 @@ static PyObject *native_query(PyObject *object, PyObject *sql) {
     if (effect == DBP_PY_CHANGES)
         self->changed = true;
     self->autocommit = effect == DBP_PY_AUTOCOMMIT;
-    PyObject *answer = PyObject_CallMethodObjArgs(self->connection, query_name, sql, NULL);
-    /* A result has two status words; the end of the columns is here now, the end of the rows will overwrite it. */
-    note(self);
-    return answer;
+    return PyObject_CallMethodObjArgs(self->connection, query_name, sql, NULL);
 }
 
 static PyObject *native_settle(PyObject *object, PyObject *arg) {

@@ -520,6 +520,25 @@ class Alarmed(Exception):
     pass
 
 
+def _load(arm, outcome):
+    """LOAD DATA LOCAL of more than the server will take now."""
+    disarm = None
+    try:
+        with connection.cursor() as cursor:
+            disarm = arm()
+            cursor.execute('LOAD DATA LOCAL INFILE %s INTO TABLE held', [settings.GIVEN['load']])
+            disarm()
+        outcome.append('finished')
+    except BaseException as error:
+        if disarm is not None:
+            disarm()
+        outcome.append(type(error).__name__)
+        if type(error).__name__ == 'GreenletExit':
+            raise
+    finally:
+        connection.close()
+
+
 def _long_work(arm, outcome):
     """A transaction with a row lock, then a query that sends much, waits and reads much; arm() is called before it."""
     disarm = None
@@ -543,7 +562,7 @@ def _long_work(arm, outcome):
         connection.close()
 
 
-def _by_signal(error, delay):
+def _by_signal(error, delay, work=_long_work):
     armed = []
 
     def handler(signum, frame):
@@ -559,14 +578,14 @@ def _by_signal(error, delay):
     outcome = []
     before = signal.signal(signal.SIGALRM, handler)
     try:
-        _long_work(arm, outcome)
+        work(arm, outcome)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     return outcome
 
 
-def _by_timeout(error, delay):
+def _by_timeout(error, delay, work=_long_work):
     import gevent
     timeout, outcome = gevent.Timeout(delay), []
 
@@ -574,11 +593,11 @@ def _by_timeout(error, delay):
         timeout.start()
         return timeout.close
 
-    _long_work(arm, outcome)
+    work(arm, outcome)
     return outcome
 
 
-def _by_kill(error, delay):
+def _by_kill(error, delay, work=_long_work):
     import gevent
     armed, outcome = gevent.event.Event(), []
 
@@ -586,17 +605,26 @@ def _by_kill(error, delay):
         armed.set()
         return lambda: None
 
-    greenlet = gevent.spawn(_long_work, arm, outcome)
+    greenlet = gevent.spawn(work, arm, outcome)
     armed.wait()
     gevent.sleep(delay)
     greenlet.kill()
     return outcome
 
 
+_HOWS = {'alarm': (_by_signal, Alarmed), 'interrupt': (_by_signal, KeyboardInterrupt),
+         'timeout': (_by_timeout, None), 'kill': (_by_kill, None)}
+
+
+def load(request):
+    """?how=: the exception while LOAD DATA LOCAL can send no more, for as long as the test likes."""
+    how, error = _HOWS[request.GET['how']]
+    return JsonResponse(_who(outcome=how(error, 1.0, _load)))
+
+
 def moments(request):
     """?how=&steps=&until=: the exception after each of so many delays; what came out of the query each time."""
-    how, error = {'alarm': (_by_signal, Alarmed), 'interrupt': (_by_signal, KeyboardInterrupt),
-                  'timeout': (_by_timeout, None), 'kill': (_by_kill, None)}[request.GET['how']]
+    how, error = _HOWS[request.GET['how']]
     steps, until = int(request.GET['steps']), float(request.GET['until'])
     began = time.monotonic()
     outcomes = [how(error, 1e-5 + until * step / steps) for step in range(steps)]
