@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pymysql
 
 from dbpool import _dbpool
-from dbpool.lease import LeasedConnection
+from dbpool.lease import LeasedConnection, link
 
 
 class Lease:
@@ -130,3 +130,10 @@ class Connection(LeasedConnection):
 
     def literal(self, value):
         return self._open().literal(value)
+
+
+def linked(*arguments):
+    """As pool.py makes one."""
+    connection = Connection(*arguments)
+    link(connection)
+    return connection

@@ -25,7 +25,7 @@ class Case(unittest.TestCase):
         self.target = self.driver.connection
 
     def connect(self):
-        return fakes.Connection(self.profile, self.lease, self.driver)
+        return fakes.linked(self.profile, self.lease, self.driver)
 
 
 class AfterTheReturn(Case):
@@ -219,7 +219,7 @@ class Backstops(Case):
         kept = []
 
         def closes():
-            other = fakes.Connection(self.profile, fakes.Lease(2), fakes.Driver(2))
+            other = fakes.linked(self.profile, fakes.Lease(2), fakes.Driver(2))
             kept.append(other._lease)
             other.close()
 

@@ -14,9 +14,6 @@ import weakref
 
 from . import _dbpool
 
-_RETURNED = "dbpool: this connection's session was returned to the pool"
-_BUSY = "dbpool: another greenlet or thread is using this connection now"
-
 # Calls that change what the session is for everybody after. They are allowed, and the session is reset at the end of the
 # lease; with a reset_on_return that does not do that, it ends with the lease.
 _ALTERS = frozenset("select_db set_charset set_character_set set_sql_mode".split())
@@ -26,52 +23,16 @@ _ENDS = frozenset(("set_server_option",))
 _REFUSED = frozenset("change_user connect shutdown adopt".split())
 
 
-class LeasedConnection:
-    """Base of the drivers' proxies. Made by pool.py only.
+class LeasedConnection(_dbpool.Proxy):
+    """Base of the drivers' proxies. Made by pool.py only, which then says whose lease it is (link).
 
-    One greenlet or thread at a time: a second one gets ProgrammingError. Errors are those of the driver."""
+    One greenlet or thread at a time: a second one gets ProgrammingError. Errors are those of the driver. What it holds,
+    _open(), _call() and open are in src/proxy.c."""
 
-    __slots__ = ("_profile", "_lease", "_driver", "_target", "_busy", "_owner", "_users", "_undo", "_watched",
-                 "__weakref__")
+    __slots__ = ("__weakref__",)
     Database = None  # the driver's module
 
-    def __init__(self, profile, lease, driver):
-        self._profile = profile
-        self._lease = lease
-        self._driver = driver
-        self._target = driver.connection
-        self._busy = False
-        self._users = 1  # more where use_threadlocal gave it again: so many must close it
-        self._undo = False  # one of them wants no commit
-        self._watched = None  # leaks.py's, with leak_threshold
-        self._owner = _link(self)
-
     # ---- use ----
-
-    def _open(self):
-        """The driver object, if it may be used now."""
-        lease = self._lease
-        if lease is None or not lease.valid():
-            raise self.Database.InterfaceError(0, _RETURNED)
-        if self._busy:
-            raise self.Database.ProgrammingError(_BUSY)
-        return self._target
-
-    def _call(self, method, *args, **kwargs):
-        """Calls a method that may use the wire."""
-        self._open()
-        driver = self._driver
-        self._busy = True
-        try:
-            return method(*args, **kwargs)
-        except BaseException as error:
-            instead = driver.failed(error)
-            if instead is None:
-                raise
-        finally:
-            self._busy = False
-        # What ended the wait inside the C library, where the driver could only see a lost connection.
-        raise instead
 
     def cursor(self, cursorclass=None):
         target = self._open()
@@ -118,11 +79,6 @@ class LeasedConnection:
     # ---- the end ----
 
     @property
-    def open(self):
-        """True while the lease lasts."""
-        return self._lease is not None and self._lease.valid()
-
-    @property
     def users(self):
         """How many times it was given and not closed yet: more than 1 only with use_threadlocal."""
         return self._users if self._lease is not None else 0
@@ -134,7 +90,7 @@ class LeasedConnection:
         if self._lease is None:
             return
         if self._busy:
-            raise self.Database.ProgrammingError(_BUSY)
+            self._open()  # raises
         if not commit:
             self._undo = True
         self._users -= 1
@@ -156,12 +112,6 @@ class LeasedConnection:
     def _unwatch(self):
         watched, self._watched = self._watched, None
         sys.modules["dbpool.leaks"].forget(watched)
-
-    def __del__(self):
-        try:
-            self._abandon()
-        except Exception:  # at interpreter exit anything may be gone; the kernel tells the broker then
-            pass
 
     def __repr__(self):
         lease = self._lease
@@ -224,13 +174,15 @@ class _ThreadEnd:
 _local = threading.local()
 
 
-def _link(proxy):
+def link(proxy):
+    """The lease ends at the latest when the caller's greenlet or thread does."""
     greenlet = sys.modules.get("greenlet")
     if greenlet is not None:
         current = greenlet.getcurrent()
         if hasattr(current, "rawlink"):
-            return _GreenletEnd(current, proxy)
-    return _thread_end().leases.link(proxy)
+            proxy._owner = _GreenletEnd(current, proxy)
+            return
+    proxy._owner = _thread_end().leases.link(proxy)
 
 
 def _thread_end():

@@ -12,7 +12,7 @@ import resource
 import time
 
 from . import _dbpool, drivers, settings, waiting
-from .lease import Shared
+from .lease import Shared, link
 from .once import Once
 from .settings import ConfigurationError
 
@@ -171,6 +171,7 @@ class Profile:
                     return None
             driver.checkout(lease.status())
             connection = self.driver.Connection(self, lease, driver)
+            link(connection)
             if self.leak_threshold:
                 self._watch(connection)
             return connection

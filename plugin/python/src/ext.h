@@ -7,6 +7,7 @@
  *   wait.c    waiting for an fd: the hub's hook, or poll(2) in slices
  *   scan.c    what a statement may do to its session without the server saying so
  *   native.c  the MYSQL behind a stock mysqlclient object
+ *   proxy.c   what a user's connection does at each call
  *   wire.c    the socket-like object that PyMySQL talks to
  *   epoll.c   the private epoll of the gevent reactor
  *
@@ -58,6 +59,8 @@ extern PyMethodDef dbp_py_pool_methods[];
 
 /* True while the lease is this process's and unreturned. */
 bool dbp_py_lease_held(const dbp_py_lease *self);
+/* And the session still is this lease's. */
+bool dbp_py_lease_valid(const dbp_py_lease *self);
 
 /* ---- session.c ---- */
 
@@ -86,6 +89,7 @@ PyObject *dbp_py_scan_method(PyObject *module, PyObject *args);
 
 /* ---- the other types ---- */
 
+extern PyTypeObject dbp_py_proxy_type;
 extern PyTypeObject dbp_py_native_type;
 extern PyTypeObject dbp_py_wire_type;
 extern PyTypeObject dbp_py_epoll_type;

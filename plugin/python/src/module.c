@@ -102,7 +102,7 @@ static int add_types(PyObject *module) {
         {"Lease", &dbp_py_lease_type},   {"Wait", &dbp_py_wait_type},
         {"Facts", &dbp_py_facts_type},   {"ReplayServer", &dbp_py_replay_server_type},
         {"Native", &dbp_py_native_type}, {"Wire", &dbp_py_wire_type},
-        {"Epoll", &dbp_py_epoll_type},
+        {"Epoll", &dbp_py_epoll_type},   {"Proxy", &dbp_py_proxy_type},
     };
     size_t i;
 

@@ -56,11 +56,13 @@ static void lease_dealloc(PyObject *object) {
     PyObject_Free(self);
 }
 
-static PyObject *lease_valid(PyObject *object, PyObject *ignored) {
-    dbp_py_lease *self = (dbp_py_lease *)object;
+bool dbp_py_lease_valid(const dbp_py_lease *self) {
+    return dbp_py_lease_held(self) && dbp_py_api()->lease_valid(dbp_py_client(), &self->lease);
+}
 
+static PyObject *lease_valid(PyObject *object, PyObject *ignored) {
     (void)ignored;
-    return PyBool_FromLong(dbp_py_lease_held(self) && dbp_py_api()->lease_valid(dbp_py_client(), &self->lease));
+    return PyBool_FromLong(dbp_py_lease_valid((const dbp_py_lease *)object));
 }
 
 static PyObject *lease_status(PyObject *object, PyObject *ignored) {

@@ -17,7 +17,6 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.mysql import base as stock
-from django.utils.asyncio import async_unsafe
 from django.utils.functional import cached_property
 
 from .. import _dbpool, drivers, host, settings
@@ -130,6 +129,8 @@ class DatabaseWrapper(stock.DatabaseWrapper):
             _introduce(self, settings_dict)
 
     # ---- connecting ----
+    #
+    # None of these needs async_unsafe of its own: Django calls them from methods that have it, or they call one.
 
     def get_connection_params(self):
         if self._pool_problems:
@@ -152,7 +153,6 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         except (ImproperlyConfigured, settings.ConfigurationError, host.NotReady, Database.Error) as problem:
             log.error("%s", problem)
 
-    @async_unsafe
     def get_new_connection(self, conn_params):
         self._connected_in = _dbpool.epoch()
         self._pool = None
@@ -240,12 +240,10 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         self.closed_in_transaction = False
         self.run_on_commit = []
 
-    @async_unsafe
     def ensure_connection(self):
         self._forget_inherited()
         super().ensure_connection()
 
-    @async_unsafe
     def close(self):
         self._forget_inherited()
         super().close()
