@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How many sessions it takes to serve a load that falls on one worker and moves on: 8 workers, 16 clients, a query of
-50 ms; one worker has 14 of the clients, the next one has the other 2, and then it is another's turn. dbpool's cap is for
-all workers, a QueuePool is one in each (PyMySQL under gevent for both)."""
+50 ms; one worker has 14 of the clients, the next one has the other 2, and then it is another's turn. dbpool's cap is
+for all workers, a QueuePool is one in each (PyMySQL under gevent for both)."""
 
 import itertools
 import statistics
@@ -55,5 +55,5 @@ def skew(figures, rounds):
     wanted = ENOUGH * max(rate for _, rate in theirs)
     ours, theirs = _needed(ours, wanted), _needed(theirs, wanted)
     figures.reach('skew', [ours / theirs], '%g against %g sessions' % (ours, theirs))
-    figures.curve('sessions-at-skewed-load', 'Requests by sessions allowed: 8 workers, the load on one of them at a time',
+    figures.curve('sessions-at-skewed-load', 'Requests by sessions allowed: 8 workers, the load on one at a time',
                   'sessions in all', 'requests per second', curves, log_x=True)
