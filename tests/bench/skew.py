@@ -55,5 +55,5 @@ def skew(figures, rounds):
     wanted = ENOUGH * max(rate for _, rate in theirs)
     ours, theirs = _needed(ours, wanted), _needed(theirs, wanted)
     figures.reach('skew', [ours / theirs], '%g against %g sessions' % (ours, theirs))
-    figures.curve('sessions-at-skewed-load', 'Requests by sessions allowed: 8 workers, the load on one at a time',
+    figures.curve('sessions-at-skewed-load', 'Requests by sessions allowed, the load on one of 8 workers',
                   'sessions in all', 'requests per second', curves, log_x=True)
