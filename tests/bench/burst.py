@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The spike case of HikariCP's "Welcome to the Jungle": 5 idle sessions, 50 clients at once, 150 ms to connect, 2 ms a query.
-A pool that opens a session for each waiter ends with 50; one that hands a returned session to the oldest waiter needs few.
+"""The spike case of HikariCP's "Welcome to the Jungle": 5 idle sessions, 50 clients at once, 150 ms to connect, 2 ms a
+query. A pool that opens a session for each waiter ends with 50; one that hands a returned session to the oldest waiter
+needs few.
 
 Four gevent workers share the spike, which is 50 requests; PyMySQL, so that no candidate blocks. The 150 ms come
 from a proxy in this process that waits before it connects to the server; every candidate goes through it.

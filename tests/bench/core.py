@@ -20,8 +20,8 @@ def measure(bench, sessions, rounds):
     samples = {}
     with server('--max-connections=%d' % (MANY + 200)) as running:
         process = subprocess.Popen(
-            [os.path.join(BUILD, 'tests/bench_core'), bench, running.host, str(running.port), 'bench', 'secret', 'bench',
-             str(sessions), str(rounds)], stdout=subprocess.PIPE, universal_newlines=True)
+            [os.path.join(BUILD, 'tests/bench_core'), bench, running.host, str(running.port), 'bench', 'secret',
+             'bench', str(sessions), str(rounds)], stdout=subprocess.PIPE, universal_newlines=True)
         for line in process.stdout:
             name, value = line.split()
             samples.setdefault(name, []).append(float(value))
@@ -37,7 +37,8 @@ def acquire(figures, rounds):
     names = {'acquire + release': samples['pair'], 'two compare-and-swaps on memory of its own': samples['swaps']}
     figures.table('acquire in C, uncontended', 'ns', names, 'two compare-and-swaps on memory of its own')
     figures.reach('acquire', samples['pair'])
-    figures.reach('acquire.syscalls', [0 if all(free) else 1], '500,000 times under a seccomp filter that kills at the first')
+    figures.reach('acquire.syscalls', [0 if all(free) else 1],
+                  '500,000 times under a seccomp filter that kills at the first')
 
 
 def _growth(samples, name, steps):
@@ -96,6 +97,7 @@ def overload(figures, rounds):
     def line(name):
         return [(load, statistics.median(samples[name % load])) for load in LOADS]
 
-    figures.curve('waiting-by-load', 'Waiting by load: 8 sessions held for 1 ms each', 'processes per session', 'wait, ms', {
+    title = 'Waiting by load: 8 sessions held for 1 ms each'
+    figures.curve('waiting-by-load', title, 'processes per session', 'wait, ms', {
         'dbpool, mean': line('pool_mean_ms_%d'), 'dbpool, p99.9': line('pool_p99.9_ms_%d'),
         'a semaphore, p99.9': line('semaphore_p99.9_ms_%d')}, log_x=True)

@@ -57,7 +57,8 @@ class Figures:
                              'note': note}
         print('  %s %s: %s %s (%s .. %s), wanted %s %s%s' % (
             'reached' if self.reached[key]['met'] else 'MISSED ', target.what, text_of(value), target.unit,
-            text_of(min(values)), text_of(max(values)), target.sense, text_of(target.bound), '; ' + note if note else ''))
+            text_of(min(values)), text_of(max(values)), target.sense, text_of(target.bound),
+            '; ' + note if note else ''))
 
     def curve(self, name, title, x, y, series, **options):
         """series: {name: [(x, y), ...]}; x and y: the axes' labels."""

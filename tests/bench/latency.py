@@ -61,6 +61,7 @@ def latency(figures, rounds):
                 answers = [instance.get('/latency', times=QUERIES, proxy=proxy).json() for _ in range(rounds)]
             for what in ('p50', 'p99'):
                 samples = {text: [answer[name][what] for answer in answers] for name, text in NAMES.items()}
-                figures.table('one short query, %s, gevent worker: %s' % (driver, what), 'us', samples, NAMES['private'])
+                figures.table('one short query, %s, gevent worker: %s' % (driver, what), 'us', samples,
+                              NAMES['private'])
                 if driver == 'mysqlclient':
                     figures.reach('latency.' + what, [a['leased'][what] / a['private'][what] for a in answers])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What the pool costs its owner while 100 sessions are busy: processor time of the uWSGI master (broker included) and of
-the connector, and of the master alone when nothing happens."""
+"""What the pool costs its owner while 100 sessions are busy: processor time of the uWSGI master (broker included) and
+of the connector, and of the master alone when nothing happens."""
 
 import time
 

@@ -8,9 +8,9 @@ LARGE = 8 << 20
 
 
 def _kib(pid):
-    """Private to the process, or its share of what several have."""
+    """Resident, shared or not: a page that a fork shared stays the same when one of the two writes to it."""
     with open('/proc/%d/smaps_rollup' % pid) as f:
-        return next(int(line.split()[1]) for line in f if line.startswith('Pss:'))
+        return next(int(line.split()[1]) for line in f if line.startswith('Rss:'))
 
 
 def _round(driver):
@@ -36,7 +36,7 @@ def memory(figures, rounds):
     ours = None
     for driver in ('mysqlclient', 'pymysql'):
         samples = dict(zip(names, zip(*(_round(driver) for _ in range(min(rounds, 3))))))
-        figures.table('memory, %s (PSS)' % driver, 'KiB', samples)
+        figures.table('memory, %s (resident)' % driver, 'KiB', samples)
         ours = ours or samples
     for key, name in zip(('memory.master', 'memory.worker', 'memory.large'), names):
         figures.reach(key, ours[name], 'mysqlclient')

@@ -12,9 +12,9 @@ CHARTS = os.path.join(HERE, 'charts')
 
 HEAD = """# How fast dbpool is
 
-Written by `./tests/bench/run --report`; do not edit. Every figure is a median over the rounds of one run, with the lowest and
-highest round beside it. Candidates take turns (A B A B ...), and a ratio is taken within each round, so a machine that is slower
-for a while does not tilt it. All of it, server, workers and load generator, ran on one machine.
+Written by `./tests/bench/run --report`; do not edit. Every figure is a median over the rounds of one run, with the
+lowest and highest round beside it. Candidates take turns (A B A B ...), and a ratio is taken within each round, so a
+machine that is slower for a while does not tilt it. All of it, server, workers and load generator, ran on one machine.
 """
 
 
@@ -48,8 +48,8 @@ def _targets(data):
         if got is None:
             yield _row(target.what, wanted, 'not measured', '', '')
         else:
-            yield _row(target.what, wanted, _with_unit(text_of(got['value']), target.unit), spread(got['min'], got['max']),
-                       'yes' if got['met'] else '**no**')
+            yield _row(target.what, wanted, _with_unit(text_of(got['value']), target.unit),
+                       spread(got['min'], got['max']), 'yes' if got['met'] else '**no**')
     yield ''
     notes = [(TARGETS[key].what, got['note']) for key, got in data['reached'].items() if got['note']]
     if notes:
@@ -84,8 +84,11 @@ def _tables(data):
     for table in data['tables']:
         yield '**%s** (%s; %s is better; `tests/bench/run %s`)\n' % (
             table['title'], table['unit'], table['better'], table['bench'])
-        yield _row('', 'median', 'lowest .. highest', *(['against %s' % table['base'], 'of each round'] if table['base'] else []))
-        yield _row(*['---'] * (5 if table['base'] else 3))
+        heads = ['', 'median', 'lowest .. highest']
+        if table['base']:
+            heads += ['against %s' % table['base'], 'of each round']
+        yield _row(*heads)
+        yield _row(*['---'] * len(heads))
         for name, row in table['rows'].items():
             cells = [name, text_of(row['median']), spread(row['min'], row['max'])]
             if table['base']:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Requests per second of a Django view under uWSGI with gevent: dbpool and the stock backend, with both drivers, and the
-ceiling: private connections that are opened once and kept in each process (app/kept/base.py)."""
+"""Requests per second of a Django view under uWSGI with gevent: dbpool and the stock backend, with both drivers, and
+the ceiling: private connections that are opened once and kept in each process (app/kept/base.py)."""
 
 import contextlib
 
@@ -23,7 +23,8 @@ def _measure(figures, rounds, path, title, names):
     with server() as running, contextlib.ExitStack() as stack:
         instances = {name: stack.enter_context(uwsgi(running, *CANDIDATES[name])) for name in names}
         samples = turns(rounds, {name: lambda one=one: load(one, path) for name, one in instances.items()})
-        figures.table('%s: %d clients, %d gevent workers' % (title, CLIENTS, WORKERS), 'requests/s', samples, STOCK, 'higher')
+        figures.table('%s: %d clients, %d gevent workers' % (title, CLIENTS, WORKERS), 'requests/s', samples, STOCK,
+                      'higher')
     return samples
 
 

@@ -37,7 +37,8 @@ class WorkersApart(Uwsgi):
         return super()._write_ini()
 
 
-def uwsgi(running, engine='dbpool.mysql', driver='mysqlclient', mode='gevent', processes=WORKERS, pool=None, kind=Uwsgi):
+def uwsgi(running, engine='dbpool.mysql', driver='mysqlclient', mode='gevent', processes=WORKERS, pool=None,
+          kind=Uwsgi):
     entry = {'ENGINE': engine, 'HOST': running.host, 'PORT': running.port, 'USER': 'bench', 'PASSWORD': 'secret',
              'NAME': 'bench', 'OPTIONS': {'charset': 'utf8mb4'}}
     if engine in ('dbpool.mysql', 'timed'):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What part of a request with one query is the pool's: a clock around what Django calls of the backend (app/timed), and
-the worker's processor time per request, beside the ceiling's, the stock backend's and that of a view without a query."""
+"""What part of a request with one query is the pool's: a clock around what Django calls of the backend (app/timed),
+and the worker's processor time per request, beside the ceiling's, the stock backend's and that of a view without a
+query."""
 
 import contextlib
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How many sessions it takes to serve a load that falls on one worker and moves on: 8 workers, 16 clients, a query of
-50 ms; one worker has 14 of the clients, the next one has the other 2, and then it is another's turn. dbpool's cap is for
-all workers, a QueuePool is one in each (PyMySQL under gevent for both)."""
+50 ms; one worker has 14 of the clients, the next one has the other 2, and then it is another's turn. dbpool's cap is
+for all workers, a QueuePool is one in each (PyMySQL under gevent for both)."""
 
 import itertools
 import statistics
@@ -28,9 +28,9 @@ def _rate(instance, how, size):
     return total / PHASES
 
 
-def _needed(rates, wanted):
-    """{sessions: requests/s}: the fewest that serve so much; infinitely many where none of them does."""
-    return min((n for n, rate in rates.items() if rate >= wanted), default=float('inf'))
+def _needed(points, wanted):
+    """Of (sessions, requests/s): the fewest that serve so much; infinitely many where none of them does."""
+    return min((sessions for sessions, rate in points if rate >= wanted), default=float('inf'))
 
 
 def skew(figures, rounds):
@@ -38,27 +38,22 @@ def skew(figures, rounds):
         for size in OURS:
             running.create('bench%d' % size, 'bench', 'secret')
         with uwsgi(running, driver='pymysql', processes=WORKERS, kind=WorkersApart) as instance:
-            for address in instance.addresses:  # driver objects are made before it counts
-                for size in OURS:
-                    Load(address, '/hold?how=dbpool&size=%d&ms=%d' % (size, MS), 1, HOT).rate()
+            for size in OURS:  # driver objects are made before it counts
+                path = '/hold?how=dbpool&size=%d&ms=1' % size
+                for each in [Load(address, path, 1, HOT) for address in instance.addresses]:
+                    each.rate()
             samples = turns(min(rounds, 3), {
                 ('dbpool', size): lambda size=size: _rate(instance, 'dbpool', size) for size in OURS} | {
                 ('QueuePool in each process', size * WORKERS): lambda size=size: _rate(instance, 'queuepool', size)
                 for size in THEIRS}, warm_up=False)
     figures.table('requests/s at a skewed load, by sessions allowed in all', 'requests/s',
                   {'%s, %d' % key: values for key, values in samples.items()}, better='higher')
-    shares = []
-    for number in range(min(rounds, 3)):
-        rates = {}
-        for (name, sessions), values in samples.items():
-            rates.setdefault(name, {})[sessions] = values[number]
-        ours, theirs = rates.values()
-        wanted = ENOUGH * max(theirs.values())
-        ours, theirs = _needed(ours, wanted), _needed(theirs, wanted)
-        shares.append(ours / theirs)
-    figures.reach('skew', shares, '%g against %g sessions' % (ours, theirs))
     curves = {}
     for (name, sessions), values in samples.items():
         curves.setdefault(name, []).append((sessions, statistics.median(values)))
-    figures.curve('sessions-at-skewed-load', 'Requests by sessions allowed: 8 workers, the load on one of them at a time',
+    ours, theirs = curves.values()
+    wanted = ENOUGH * max(rate for _, rate in theirs)
+    ours, theirs = _needed(ours, wanted), _needed(theirs, wanted)
+    figures.reach('skew', [ours / theirs], '%g against %g sessions' % (ours, theirs))
+    figures.curve('sessions-at-skewed-load', 'Requests by sessions allowed, the load on one of 8 workers',
                   'sessions in all', 'requests per second', curves, log_x=True)

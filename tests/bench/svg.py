@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""A line chart as SVG, small and without a library: axes with round numbers, labels, a legend, one palette for light pages
-and one for dark ones (the reader's own setting decides)."""
+"""A line chart as SVG, small and without a library: axes with round numbers, labels, a legend, one palette for light
+pages and one for dark ones (the reader's own setting decides)."""
 
 import math
 from xml.sax.saxutils import escape
@@ -25,7 +25,7 @@ svg { font: %dpx system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif
 
 
 def _palette(colours):
-    return '\n'.join('.s%d { stroke: %s } .d%d { fill: %s }' % (n, colour, n, colour) for n, colour in enumerate(colours))
+    return '\n'.join('.s%d { stroke: %s } .d%d { fill: %s }' % (n, each, n, each) for n, each in enumerate(colours))
 
 
 def ticks(highest, about=5):
@@ -83,9 +83,9 @@ def chart(title, x, y, series, log_x=False, steps=False, **_):
             'grid' if mark else 'axis', LEFT, WIDTH - RIGHT, at, at))
         text(LEFT - 8, at + 4, number(mark), anchor='end')
     for mark in across.marks:
-        at = across(mark)
-        out.append('<line class="axis" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>' % (at, at, HEIGHT - BOTTOM, HEIGHT - BOTTOM + 5))
-        text(at, HEIGHT - BOTTOM + 21, number(mark), anchor='middle')
+        at, ground = across(mark), HEIGHT - BOTTOM
+        out.append('<line class="axis" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>' % (at, at, ground, ground + 5))
+        text(at, ground + 21, number(mark), anchor='middle')
     text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16, x, anchor='middle')
     text(0, 0, y, anchor='middle', more=' transform="translate(20 %.1f) rotate(-90)"' % ((TOP + HEIGHT - BOTTOM) / 2))
 

@@ -10,9 +10,9 @@ AT_MOST, AT_LEAST = '<=', '>='
 
 TARGETS = {
     'acquire': Target('acquire + release in C, uncontended, across processes', AT_MOST, 250, 'ns'),
-    'acquire.syscalls': Target('system calls of it', AT_MOST, 0, ''),
+    'acquire.syscalls': Target('system calls of such an acquire + release', AT_MOST, 0, ''),
     'checkout': Target('checkout + return from Python, DB-API level', AT_MOST, 1.5, 'us'),
-    'checkout.syscalls': Target('system calls of it', AT_MOST, 0, ''),
+    'checkout.syscalls': Target('system calls of such a checkout + return', AT_MOST, 0, ''),
     'checkout.plain': Target("SQLAlchemy's QueuePool without reset / dbpool", AT_LEAST, 3, 'x'),
     'checkout.rollback': Target("SQLAlchemy's QueuePool with rollback reset / dbpool", AT_LEAST, 25, 'x'),
     'share': Target("Django request with one query: time in the pool's code", AT_MOST, 3, '%'),

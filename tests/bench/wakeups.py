@@ -33,7 +33,8 @@ def wakeups(figures, rounds):
             with uwsgi(running, driver=driver, pool={'pool_size': 1, 'max_overflow': 0}) as instance:
                 both = set(instance.worker_pids().values())
                 met = set()
-                wait_until(lambda: met.add(instance.get('/loop', times=3).json()['pid']) or met == both, 60, 'both were used')
+                wait_until(lambda: met.add(instance.get('/loop', times=3).json()['pid']) or met == both, 60,
+                           'both workers were used')
                 samples[driver] = [_round(instance) for _ in range(min(rounds, 3))]
     figures.table('wake-ups of an idle worker by 1,000 queries of another on the same session', 'wake-ups', samples)
     figures.reach('wakeups', [max(values) for values in zip(*samples.values())])

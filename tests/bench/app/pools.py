@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ways to a connection at the DB-API level, by name, all with whichever driver MySQLdb is: what candidates are made of."""
+"""Ways to a connection at the DB-API level, all with whichever driver MySQLdb is: what candidates are made of."""
 
 import time
 
@@ -49,7 +49,8 @@ def profile():
 
 
 def backend():
-    """What Django's wrapper does when it connects, without Django. The wrapper itself: `connection` looks for it each time."""
+    """What Django's wrapper does when it connects, without Django. Of the wrapper itself, since `connection` is only a
+    proxy that looks for it each time."""
     connection.ensure_connection()
     connection.close()
     wrapper = connections[connection.alias]

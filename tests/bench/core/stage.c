@@ -47,11 +47,19 @@ static void *shared(size_t size) {
     return memory;
 }
 
-uint64_t stage_now_ns(void) {
+static uint64_t read_clock(clockid_t clock) {
     struct timespec ts;
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
+    clock_gettime(clock, &ts);
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+uint64_t stage_now_ns(void) {
+    return read_clock(CLOCK_MONOTONIC);
+}
+
+uint64_t stage_cpu_ns(void) {
+    return read_clock(CLOCK_PROCESS_CPUTIME_ID);
 }
 
 void stage_pin(uint32_t number) {

@@ -46,6 +46,7 @@ int stage_run(char **server, uint32_t many, stage_bench bench, long rounds);
 bool stage_workers(struct stage *stage, uint32_t n, stage_work work, void *arg, uint64_t run_us);
 
 uint64_t stage_now_ns(void);
+uint64_t stage_cpu_ns(void); /* processor time of this process */
 /* Binds the caller to the number-th of its processors, where it has that many. */
 void stage_pin(uint32_t number);
 /* Waits busily until *flag is value. */

@@ -38,14 +38,14 @@ static int in_queue(struct stage *stage, uint32_t number, void *arg) {
             for (uint32_t k = 0; k < n; k++)
                 if (dbp_wait_begin(stage->client, pool, DBP_WAIT_EVENT, &waits[k]) != 0)
                     return 1;
-            uint64_t began = stage_now_ns();
+            uint64_t began = stage_cpu_ns();
             for (uint32_t k = 0; k < CYCLES; k++) {
                 if (dbp_release(stage->client, &lease, 2, DBP_RETURN_CLEAN) != 0 ||
                     dbp_wait_poll(stage->client, &waits[k % n], &lease) != 0 ||
                     dbp_wait_begin(stage->client, pool, DBP_WAIT_EVENT, &waits[k % n]) != 0)
                     return 1;
             }
-            double ns = (double)(stage_now_ns() - began) / CYCLES;
+            double ns = (double)(stage_cpu_ns() - began) / CYCLES;
             for (uint32_t k = 0; k < n; k++)
                 if (dbp_wait_cancel(stage->client, &waits[(CYCLES + k) % n], &lease) != DBP_E_TIMEOUT)
                     return 1;

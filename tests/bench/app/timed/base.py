@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""dbpool's backend with a clock around the calls that Django makes of it in a request, and those alone: connecting, what
-follows a new connection, and closing. While nobody waits, nothing in them gives way to another greenlet."""
+"""dbpool's backend with a clock around the calls that Django makes of it in a request, and those alone: connecting,
+what follows a new connection, and closing. While nobody waits, nothing in them gives way to another greenlet."""
 
 import time
 
