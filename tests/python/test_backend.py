@@ -68,7 +68,7 @@ class Outside(unittest.TestCase):
             cursor.execute(base.FACTS_SQL)
             row = [None if value is None else str(value).encode() for value in cursor.fetchone()]
         expected.close()
-        connection._pool = types.SimpleNamespace(facts=row)
+        connection._pool = types.SimpleNamespace(facts=row, server_data=(None, None))
         self.assertEqual(connection._server_data(), expected.mysql_server_data)
 
     def test_options_that_only_the_pool_refuses(self):

@@ -16,7 +16,7 @@ import hashlib
 import importlib
 import types
 
-from . import drivers, host, settings
+from . import _dbpool, drivers, host, settings
 from . import pool as pools
 from .once import Once
 from .settings import ConfigurationError
@@ -84,6 +84,7 @@ class Managed(types.ModuleType):
         self._dbpool_policy = policy
         self._dbpool_kind = kind
         self._dbpool_known = []  # [(arguments, (arguments with the option file's, alias)), ...]
+        self._dbpool_last = None  # (args, kwargs, epoch, Profile) of the last call: most programs have one
         self.Connect = self.connect
         if not isinstance(module.Connection, type):
             self.Connection = self.connect
@@ -105,6 +106,9 @@ class Managed(types.ModuleType):
         rolled back (but see reset_on_return). autocommit is off unless the arguments say autocommit=True.
 
         Outside uWSGI, and in its master before the fork: a private connection of the driver."""
+        last = self._dbpool_last
+        if last is not None and last[1] == kwargs and last[0] == args and last[2] == _dbpool.epoch():
+            return last[3].connect()
         module = self._dbpool_module
         try:
             if host.where() != host.POOLED:
@@ -118,6 +122,7 @@ class Managed(types.ModuleType):
             )
         except ConfigurationError as wrong:
             raise ConfigurationError(_said(str(wrong), alias, _NAME + "()")) from None
+        self._dbpool_last = args, _copied(kwargs), _dbpool.epoch(), profile
         return profile.connect()
 
     def _dbpool_resolved(self, params):
@@ -165,16 +170,21 @@ class Managed(types.ModuleType):
         return params, alias
 
 
+def _copied(kwargs):
+    """What the caller does to his dicts later is another call's."""
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
+
+
 def _named(args, kwargs):
-    """connect()'s arguments, each under one name. Dicts are copied: what the caller does to his later is another's."""
+    """connect()'s arguments, each under one name, dicts copied."""
     if len(args) > len(_POSITIONAL):
         raise TypeError("connect() of a pool takes %d positional arguments at most" % len(_POSITIONAL))
     params = dict(zip(_POSITIONAL, args))
-    for key, value in kwargs.items():
+    for key, value in _copied(kwargs).items():
         name = _OTHER_NAMES.get(key, key)
         if name in params:
             raise TypeError("connect() got multiple values for argument %r" % name)
-        params[name] = dict(value) if isinstance(value, dict) else value
+        params[name] = value
     return params
 
 

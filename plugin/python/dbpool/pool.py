@@ -35,7 +35,7 @@ def objects_most():
 class Pool:
     """An alias, as this process registered it."""
 
-    __slots__ = ("alias", "id", "policy", "autocommit", "facts", "operational_error")
+    __slots__ = ("alias", "id", "policy", "autocommit", "facts", "server_data", "operational_error")
 
     def __init__(self, alias, pool_id, policy, autocommit, operational_error):
         self.alias = alias
@@ -43,6 +43,7 @@ class Pool:
         self.policy = policy
         self.autocommit = autocommit
         self.facts = None  # row of facts_sql of the session that was met last
+        self.server_data = None, None  # (facts, what Django makes of them): the backend's
         self.operational_error = operational_error
 
     @property

@@ -97,16 +97,20 @@ def _introduce(wrapper, settings_dict):
             connections[alias]  # its constructor comes here
 
 
-_policies = {}  # alias -> (POOL, Policy): Django makes the wrappers of all aliases at every request
+# Django makes the wrappers of all aliases at every request (gevent): what depends on their settings is done once.
+_policies = {}  # alias -> (POOL, OPTIONS, Policy): settings that had no problem
+_profiles = {}  # alias -> (epoch, parameters, autocommit, isolation level, Profile)
 
 
-def _policy(alias, pool, problems):
+def _policy(alias, pool, options, problems):
     have = _policies.get(alias)
-    if have is not None and have[0] is pool:
-        return have[1]
+    if have is not None and have[0] is pool and have[1] is options:
+        return have[2]
     found = settings.policy(alias, pool, problems)
-    if found is not None:
-        _policies[alias] = pool, found
+    if host.uwsgi() is not None:
+        settings.check_options(alias, options or {}, problems)
+    if not problems:
+        _policies[alias] = pool, options, found
     return found
 
 
@@ -116,15 +120,13 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         # Said in the log now, raised at the first use: Django makes the wrappers of all aliases at every request, and
         # one bad alias is no reason to refuse pages that use another.
         self._pool_problems = problems = []
-        self._pool_policy = _policy(self.alias, settings_dict.get("POOL"), problems)
-        if host.uwsgi() is not None:
-            settings.check_options(self.alias, settings_dict.get("OPTIONS") or {}, problems)
+        self._pool_policy = _policy(self.alias, settings_dict.get("POOL"), settings_dict.get("OPTIONS"), problems)
         if problems and tuple(problems) not in _said:
             _said.add(tuple(problems))
             log.error("\n".join(problems))
         self._pool = None  # the Pool of self.connection; None: it is private
         self._connected_in = None  # epoch (forks above this process) of it
-        self._joined = False  # self.connection is one that another wrapper uses (use_threadlocal), and was so far
+        self._fresh = False  # self.connection is a new lease, on which autocommit is what the settings say
         if host.uwsgi() is not None and not problems:
             _introduce(self, settings_dict)
 
@@ -154,31 +156,40 @@ class DatabaseWrapper(stock.DatabaseWrapper):
             log.error("%s", problem)
 
     def get_new_connection(self, conn_params):
-        self._connected_in = _dbpool.epoch()
+        self._connected_in = epoch = _dbpool.epoch()
         self._pool = None
-        self._joined = False
+        self._fresh = False
         # Django's way to a server without a database is for creating test databases: private.
         if self.alias == NO_DB_ALIAS:
             return super().get_new_connection(conn_params)
         try:
             if host.where() != host.POOLED:
                 return super().get_new_connection(conn_params)
-            profile = pools.profile(*self._identity(conn_params), _prepare)
-            self._warn_of_kept_leases(profile.pool)
+            autocommit = self.settings_dict["AUTOCOMMIT"]
+            have = _profiles.get(self.alias)
+            if have is not None and have[:4] == (epoch, conn_params, autocommit, self.isolation_level):
+                profile = have[4]
+            else:
+                profile = pools.profile(*self._identity(conn_params), _prepare)
+                _profiles[self.alias] = epoch, conn_params, autocommit, self.isolation_level, profile
+                self._warn_of_kept_leases(profile.pool)
             connection = profile.connect()
         except settings.ConfigurationError as error:
             raise ImproperlyConfigured(str(error)) from None
         except host.NotReady as why:
             raise Database.OperationalError(0, str(why)) from None
         self._pool = profile.pool
-        self._joined = connection.users > 1
+        self._fresh = True
         return connection
 
-    def _set_autocommit(self, autocommit):
-        # Django sets it on each new connection. On one that is shared that would commit the other one's transaction.
-        joined, self._joined = self._joined, False
-        if not joined:
-            super()._set_autocommit(autocommit)
+    def set_autocommit(self, autocommit, *args, **kwargs):
+        # Django says it to each new connection, and ours has it. (On one that is shared, by use_threadlocal, it would
+        # commit the other user's transaction.)
+        fresh, self._fresh = self._fresh, False
+        if fresh and autocommit == self.settings_dict["AUTOCOMMIT"]:
+            self.autocommit = autocommit
+        else:
+            super().set_autocommit(autocommit, *args, **kwargs)
 
     def _close(self):
         # Half an atomic block, or what came after an error, is nothing to commit, whatever reset_on_return says.
@@ -204,8 +215,12 @@ class DatabaseWrapper(stock.DatabaseWrapper):
     def _server_data(self):
         if self._pool is None:
             return stock.DatabaseWrapper.mysql_server_data.func(self)
-        row = tuple(_value(column) for column in self._pool.facts)
-        return stock.DatabaseWrapper.mysql_server_data.func(_Recorder(row))
+        facts, data = self._pool.server_data
+        if facts is not self._pool.facts:
+            row = tuple(_value(column) for column in self._pool.facts)
+            facts, data = self._pool.facts, stock.DatabaseWrapper.mysql_server_data.func(_Recorder(row))
+            self._pool.server_data = facts, data
+        return dict(data)
 
     def _warn_of_kept_leases(self, pool):
         if self.settings_dict["CONN_MAX_AGE"] == 0 or self.alias in _warned:
