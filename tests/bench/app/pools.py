@@ -42,9 +42,9 @@ def managed(size, **changes):
 
 def profile():
     """Below manage() and the backend: what both call."""
-    from dbpool import pool
+    from dbpool.once import Once
     managed(4)().close()
-    (have,) = [made for alias, known in pool._profiles.items() for _, made in known if alias != DEFAULT_DB_ALIAS]
+    (have,) = [made for alias, known in Once.of('profiles')._found.items() for _, made in known if alias != DEFAULT_DB_ALIAS]
     return have.connect
 
 
