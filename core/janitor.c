@@ -62,17 +62,20 @@ static void plan_opening(const struct dbp_janitor_view *view, struct dbp_janitor
     }
 }
 
+/* The time between two looks runs on while there is more than the core, also when all of that is in use at a look in
+ * between: else light traffic would keep what a burst has opened. */
 static uint32_t due_for_gradual_retirement(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {
-    uint32_t surplus = minus(view->idle, view->core_size), due = 0;
+    uint32_t live = minus(view->total, view->closing), due = 0;
     uint64_t at = view->memory.retire_at_us;
 
-    if (view->core_size == 0 || view->retire_interval_us == 0 || surplus == 0)
+    if (view->core_size == 0 || view->retire_interval_us == 0 || live <= view->core_size)
         return 0;
     if (at != 0 && view->now_us >= at) {
-        due = at_most(surplus, at_least(view->retire_quantity, 1)); /* 0 counts as 1, as with the ancestor */
+        due = at_least(view->retire_quantity, 1); /* 0 counts as 1, as with the ancestor */
+        due = at_most(due, minus(view->idle, view->core_size));
         at = 0;
     }
-    if (surplus > due) {
+    if (live - due > view->core_size) {
         plan->memory.retire_at_us = at ? at : view->now_us + view->retire_interval_us;
         wake_by(plan, plan->memory.retire_at_us);
     }

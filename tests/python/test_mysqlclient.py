@@ -356,7 +356,9 @@ class Flags(unittest.TestCase):
 class Address(unittest.TestCase):
     def test_localhost(self):
         self.assertEqual(mysqlclient.address('db', ''), ('db', ''))
-        self.assertEqual(mysqlclient.address('db', '/s'), ('', '/s'))
+        self.assertEqual(mysqlclient.address('db', '/s'), ('db', ''))
+        self.assertEqual(mysqlclient.address('', '/s'), ('', '/s'))
+        self.assertEqual(mysqlclient.address('localhost', '/s'), ('', '/s'))
         self.assertEqual(pymysql.address('', ''), ('localhost', ''))
         self.assertEqual(pymysql.address('db', '/s'), ('', '/s'))
         before = os.environ.get('MYSQL_UNIX_PORT')

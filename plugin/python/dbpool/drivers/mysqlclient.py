@@ -43,12 +43,12 @@ _DEFAULT_SOCKETS = (
 
 
 def address(host, unix_socket):
-    """libmysqlclient takes no host and "localhost" for its default unix socket. Here too, where that socket exists;
-    else 127.0.0.1."""
-    if unix_socket:
-        return "", unix_socket
+    """libmysqlclient takes no host and "localhost" for a unix socket, given or its default one; any other host is TCP,
+    whatever socket is given (mysql_real_connect). Here too, where the default socket exists; else 127.0.0.1."""
     if host not in ("", "localhost"):
         return host, ""
+    if unix_socket:
+        return "", unix_socket
     for path in (os.environ.get("MYSQL_UNIX_PORT"),) + _DEFAULT_SOCKETS:
         if path and os.path.exists(path):
             return "", path
