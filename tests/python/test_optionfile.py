@@ -261,7 +261,9 @@ class Pool(WithFiles):
         proxy.connect(read_default_file=path)
         os.unlink(path)
         proxy.connect(read_default_file=path)
-        self.assertEqual(self.profiles[0], self.profiles[1])
+        proxy.connect(host='other')  # what was called last is remembered by itself
+        proxy.connect(read_default_file=path)
+        self.assertEqual(self.profiles[0], self.profiles[2])
         self.assertEqual(self.profiles[0][3], {'host': b'h', 'user': b'u'})
 
     def test_a_missing_one_is_named(self):
