@@ -53,7 +53,8 @@ class Alias(Inside):
         for module in MODULES:
             self.assertRegex(self.alias(module), r'^app@db\.example:3306/shop#[0-9a-f]{8}$')
             self.assertRegex(self.alias(module, port=3307), r'^app@db\.example:3307/shop#')
-            self.assertRegex(self.alias(module, host='localhost', unix_socket='/run/x.sock'), r'^app@/run/x\.sock/shop#')
+            local = self.alias(module, host='localhost', unix_socket='/run/x.sock')
+            self.assertRegex(local, r'^app@/run/x\.sock/shop#')
 
     def test_is_the_same_in_every_process(self):
         code = ('import MySQLdb, dbpool; from dbpool import managed, settings\n'
