@@ -394,9 +394,8 @@ static void answer_doorbell(struct dbp_broker *broker) {
 
     if (read(broker->share.doorbell_fd, &rings, sizeof rings) < 0 && errno != EAGAIN)
         say(broker, DBP_LOG_ERROR, "doorbell: %s", strerror(errno));
-    /* The flag is taken before the look, so that what comes during the look rings again. */
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
-        if (dbp_registry_spec(broker->registry, pool) && atomic_exchange(&table->pools[pool].attention, 0))
+        if (dbp_registry_spec(broker->registry, pool) && atomic_load(&table->pools[pool].attention))
             dbp_keeper_attend(broker->keeper, pool);
 }
 

@@ -22,7 +22,8 @@
 #define REPLACE_EARLY_US 5000000u /* before the end of a lifetime: more than a login takes */
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
-    /* Whoever sets the flag rings; who finds it set does not. A process killed in between must not silence the rest. */
+    /* The flag is taken before the look, so that what comes during the look rings again; and at every look, not only
+     * when the doorbell rang: a client that died between setting it and ringing would silence all others for good. */
     atomic_store(&keeper->table->pools[pool].attention, 0);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct kept *kept = &keeper->sessions[i];

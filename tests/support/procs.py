@@ -80,6 +80,16 @@ def is_alive(pid, started=None):
     return not _has_ended(fields) and (started is None or int(fields[19]) == started)
 
 
+def in_signal_handler(pid):
+    """True for a process whose main thread handles SIGHUP, SIGINT or SIGTERM: the signal is blocked meanwhile."""
+    try:
+        with open('/proc/%d/status' % pid) as f:
+            blocked = next(int(line.split()[1], 16) for line in f if line.startswith('SigBlk:'))
+    except OSError:
+        return False
+    return any(blocked >> number - 1 & 1 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+
+
 def children(pid):
     found = []
     for name in os.listdir('/proc'):

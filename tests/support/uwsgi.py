@@ -9,7 +9,8 @@ import socket
 import subprocess
 import tempfile
 
-from .procs import children, descendants, die_with_parent, free_port, is_alive, signals_held, start_time, wait_until
+from .procs import (children, descendants, die_with_parent, free_port, in_signal_handler, is_alive, signals_held,
+                    start_time, wait_until)
 from .web import fetch
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -195,7 +196,9 @@ class Uwsgi:
                     # passes on to it is lost there (uWSGI 2.0.21, also without our plugin): tell it again.
                     self.note_processes()
                     for pid in set(children(self.pid)) & set(self._seen):
-                        os.kill(pid, signal.SIGINT)
+                        # Its handler calls exit(), which waits for ever for a lock of malloc's if it came at the wrong
+                        # moment: the signal is blocked then, as in any handler.
+                        os.kill(pid, signal.SIGKILL if in_signal_handler(pid) else signal.SIGINT)
             else:
                 raise AssertionError('the uWSGI master did not end on signal %d' % sig)
         wait_until(lambda: not self.left_over(), 20, 'every process of uWSGI ends with its master')
