@@ -192,12 +192,16 @@ static PyObject *native_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
+static _Atomic int n_kept; /* objects with an exception: written with the GIL, read without */
+
 static void native_dealloc(PyObject *object) {
     native_object *self = (native_object *)object;
 
     /* connection is leaked on purpose unless drop() was called. */
     if (self->fd >= 0 && by_fd[self->fd] == self)
         by_fd[self->fd] = NULL;
+    if (self->exception)
+        n_kept--;
     Py_XDECREF(self->exception);
     Py_TYPE(object)->tp_free(object);
 }
@@ -255,14 +259,31 @@ static void keep_exception(int fd) {
     Py_XDECREF(type);
     Py_XDECREF(traceback);
 #endif
-    if (native && !native->exception)
+    if (native && !native->exception && value) {
         native->exception = value;
-    else
+        n_kept++;
+    } else {
         Py_XDECREF(value);
+    }
 }
 
 #if HAVE_LAYOUT
+/* Something has ended a wait on fd, and the library has not returned since. */
+static bool broken_off(int fd) {
+    PyGILState_STATE state = PyGILState_Ensure();
+    native_object *native = fd >= 0 && (size_t)fd < by_fd_size ? by_fd[fd] : NULL;
+    bool yes = native && native->exception;
+
+    PyGILState_Release(state);
+    return yes;
+}
+
 static int io_wait(my_socket fd, my_bool reading, int timeout_ms) {
+    /* After a failed write of LOAD DATA LOCAL the library waits for the server's answer, which never comes. */
+    if (n_kept > 0 && broken_off(fd)) {
+        errno = ETIMEDOUT;
+        return 0;
+    }
     return dbp_py_wait_unlocked(fd, reading != 0, timeout_ms == 0 ? -1 : timeout_ms, keep_exception);
 }
 #endif
@@ -290,6 +311,7 @@ static PyObject *native_take_exception(PyObject *object, PyObject *ignored) {
     if (!exception)
         Py_RETURN_NONE;
     self->exception = NULL;
+    n_kept--;
     return exception;
 }
 
