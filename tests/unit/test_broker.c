@@ -6,8 +6,8 @@
 #include "broker.h"
 #include "inspect.h"
 
-#include "../support/fake_connector.h"
 #include "../support/puppet.h"
+#include "../support/stage.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -16,7 +16,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -25,18 +24,8 @@
 
 #define SLOTS 6u
 
-static struct dbp_share share;
-static struct dbp_broker *broker;
-static struct fake *fake;
 static struct dbp_pool_counters *count;
 static struct dbp_pool_spec spec;
-static int control = -1, fds_before;
-static _Atomic int32_t connector_pid;
-
-static bool connector_is(void *arg, int32_t pid) {
-    (void)arg;
-    return pid == atomic_load(&connector_pid);
-}
 
 /* Set: the broker's thread stays in its log callback, an unwanted session's fd in its hand, until a fork was made
  * beside it, or for so long that one would have been. */
@@ -52,16 +41,12 @@ static void on_log(enum dbp_log_level level, const char *text) {
 }
 
 static int setup_with(uint32_t size, uint32_t overflow) {
-    struct dbp_broker_ops ops = {.log = on_log, .connector_is = connector_is};
-
-    fds_before = fd_census(0);
     spec = test_spec("default", size, overflow);
     atomic_store(&log_warnings, 0);
-    if (dbp_share_new(SLOTS, &share, &control) != 0)
+    if (stage_open(SLOTS, (struct dbp_broker_ops){.log = on_log}) != 0)
         return -1;
     count = &share.table->pools[0].count;
-    atomic_store(&connector_pid, fake_start(&share, &fake));
-    return dbp_broker_start(&share, control, &ops, &broker);
+    return 0;
 }
 
 static int setup(void **state) {
@@ -76,13 +61,7 @@ static int setup_overflow(void **state) {
 
 static int teardown(void **state) {
     (void)state;
-    reap_all();
-    broker = dbp_broker_stop(broker);
-    close(control);
-    close(fake->poke_fd);
-    munmap(fake, sizeof *fake);
-    dbp_share_free(&share);
-    return fd_census(0) == fds_before ? 0 : -1;
+    return stage_close();
 }
 
 static struct puppet *client(void) {

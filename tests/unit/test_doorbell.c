@@ -5,48 +5,26 @@
 #include "broker.h"
 #include "table.h"
 
-#include "../support/fake_connector.h"
 #include "../support/puppet.h"
+#include "../support/stage.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-static struct dbp_share share;
-static struct dbp_broker *broker;
-static struct fake *fake;
 static struct dbp_pool_spec spec;
-static int control = -1;
-static _Atomic int32_t connector_pid;
-
-static bool connector_is(void *arg, int32_t pid) {
-    (void)arg;
-    return pid == atomic_load(&connector_pid);
-}
 
 static int setup(void **state) {
-    struct dbp_broker_ops ops = {.log = test_log, .connector_is = connector_is};
-
     (void)state;
     spec = test_spec("default", 2, 0);
-    if (dbp_share_new(6, &share, &control) != 0)
-        return -1;
-    atomic_store(&connector_pid, fake_start(&share, &fake));
-    return dbp_broker_start(&share, control, &ops, &broker);
+    return stage_open(6, (struct dbp_broker_ops){0});
 }
 
 static int teardown(void **state) {
     (void)state;
-    reap_all();
-    broker = dbp_broker_stop(broker);
-    close(control);
-    close(fake->poke_fd);
-    munmap(fake, sizeof *fake);
-    dbp_share_free(&share);
-    return 0;
+    return stage_close();
 }
 
 static bool flag_is_taken(void *arg) {

@@ -334,16 +334,6 @@ static void test_I2_a_doorbell_that_takes_no_more_is_heard(void **state) {
     assert_int_equal(atomic_load(&arena.count->resets), 1);
 }
 
-/* What a process leaves that is killed after it set the flag and before it rang: whoever comes later does not ring. */
-static void test_I2_a_flag_without_its_ring_does_not_stay(void **state) {
-    (void)state;
-    atomic_store(&arena.share.table->pools[arena.pool].attention, 1);
-    assert_true(eventually(bell_is_quiet, NULL));
-    struct dbp_lease lease = acquire();
-    assert_int_equal(dbp_release(arena.client, &lease, 3, DBP_RETURN_RESET), 0);
-    assert_true(eventually(all_are_idle, NULL));
-}
-
 /* ---- as many files open as may be ---- */
 
 static void test_a_process_out_of_files_is_told_and_recovers(void **state) {
@@ -442,7 +432,6 @@ int main(void) {
         TEST(test_as_many_pools_as_there_is_room_for),
         TEST(test_I2_a_storm_at_the_doorbell),
         TEST(test_I2_a_doorbell_that_takes_no_more_is_heard),
-        TEST(test_I2_a_flag_without_its_ring_does_not_stay),
         TEST(test_a_process_out_of_files_is_told_and_recovers),
         TEST(test_I2_a_broker_out_of_files_loses_no_place),
         TEST(test_a_broker_out_of_files_serves_whom_it_has),

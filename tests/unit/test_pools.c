@@ -5,32 +5,21 @@
 #include "broker.h"
 #include "table.h"
 
-#include "../support/fake_connector.h"
 #include "../support/puppet.h"
+#include "../support/stage.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #define MOST 4u
 
-static struct dbp_share share;
-static struct dbp_broker *broker;
-static struct fake *fake;
 static struct dbp_pool_counters *first, *second;
 static struct dbp_pool_spec spec, other;
-static int control = -1, fds_before;
-static _Atomic int32_t connector_pid;
 static _Atomic uint32_t current_pool, n_current;
-
-static bool connector_is(void *arg, int32_t pid) {
-    (void)arg;
-    return pid == atomic_load(&connector_pid);
-}
 
 static void pool_current(void *arg, uint32_t pool) {
     (void)arg;
@@ -39,31 +28,20 @@ static void pool_current(void *arg, uint32_t pool) {
 }
 
 static int setup(void **state) {
-    struct dbp_broker_ops ops = {
-        .log = test_log, .connector_is = connector_is, .pool_current = pool_current, .max_sessions = MOST};
-
     (void)state;
-    fds_before = fd_census(0);
     atomic_store(&n_current, 0);
     spec = test_spec("default", 3, 1);
     other = test_spec("other", 3, 1);
-    if (dbp_share_new(8, &share, &control) != 0)
+    if (stage_open(8, (struct dbp_broker_ops){.pool_current = pool_current, .max_sessions = MOST}) != 0)
         return -1;
     first = &share.table->pools[0].count;
     second = &share.table->pools[1].count;
-    atomic_store(&connector_pid, fake_start(&share, &fake));
-    return dbp_broker_start(&share, control, &ops, &broker);
+    return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
-    reap_all();
-    broker = dbp_broker_stop(broker);
-    close(control);
-    close(fake->poke_fd);
-    munmap(fake, sizeof *fake);
-    dbp_share_free(&share);
-    return fd_census(0) == fds_before ? 0 : -1;
+    return stage_close();
 }
 
 static struct puppet *holding(const struct dbp_pool_spec *of, uint32_t n) {

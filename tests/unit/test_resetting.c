@@ -5,30 +5,19 @@
 #include "broker.h"
 #include "table.h"
 
-#include "../support/fake_connector.h"
 #include "../support/puppet.h"
+#include "../support/stage.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-static struct dbp_share share;
-static struct dbp_broker *broker;
-static struct fake *fake;
 static struct dbp_pool_counters *count;
 static struct dbp_pool_spec spec;
-static int control = -1, fds_before;
-static _Atomic int32_t connector_pid;
 static _Atomic uint32_t untracked, replaced;
-
-static bool connector_is(void *arg, int32_t pid) {
-    (void)arg;
-    return pid == atomic_load(&connector_pid);
-}
 
 static void on_log(enum dbp_log_level level, const char *text) {
     test_log(level, text);
@@ -39,29 +28,19 @@ static void on_log(enum dbp_log_level level, const char *text) {
 }
 
 static int setup(void **state) {
-    struct dbp_broker_ops ops = {.log = on_log, .connector_is = connector_is};
-
     (void)state;
-    fds_before = fd_census(0);
     atomic_store(&untracked, 0);
     atomic_store(&replaced, 0);
     spec = test_spec("default", 3, 0);
-    if (dbp_share_new(6, &share, &control) != 0)
+    if (stage_open(6, (struct dbp_broker_ops){.log = on_log}) != 0)
         return -1;
     count = &share.table->pools[0].count;
-    atomic_store(&connector_pid, fake_start(&share, &fake));
-    return dbp_broker_start(&share, control, &ops, &broker);
+    return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
-    reap_all();
-    broker = dbp_broker_stop(broker);
-    close(control);
-    close(fake->poke_fd);
-    munmap(fake, sizeof *fake);
-    dbp_share_free(&share);
-    return fd_census(0) == fds_before ? 0 : -1;
+    return stage_close();
 }
 
 /* A client whose first session will have these facts. */
