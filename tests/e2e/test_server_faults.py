@@ -256,7 +256,8 @@ class Network(Faults):
         load = self.load()
         began = time.monotonic()
         self.proxy.stall()
-        self.failing(load, 2 * self.clients)
+        # Till all have met it: the proxy keeps the end of an idle one back as well, and would pass it on after the fault.
+        wait_until(lambda: self.uwsgi.pool()['idle'] == 0, 60, 'every session has failed a request')
         self.server.restart()
         self.proxy.heal()
         over = time.monotonic()
