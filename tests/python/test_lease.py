@@ -318,6 +318,16 @@ class CheckOut(Case):
         self.assertEqual(self.made[0].destroyed, 1)
         self.assertEqual(sorted(self.profile.objects), [2])
 
+    def test_one_that_is_leased_is_not_swept(self):
+        """Its greenlet may be waiting on the fd, whose number the next session would get."""
+        connection, lease = self.take(1, 1)
+        self.made[0].ended = True
+        self.take(2, 1)[0].close()
+        self.assertEqual(self.made[0].destroyed, 0)
+        connection.close()
+        self.take(3, 1)[0].close()
+        self.assertEqual(self.made[0].destroyed, 1)
+
     def test_only_so_many_objects_are_kept(self):
         """Those of the highest slots go, which are leased last, but never one that is leased."""
         self.profile.most = 3

@@ -135,6 +135,19 @@ class Hub(unittest.TestCase):
         b.send(b'x')
         self.assertIs(first.get(), True)
 
+    def test_forgotten_while_a_greenlet_waits(self):
+        """It goes on at once, and the number is free for another session."""
+        (a, b), (c, d) = pairs(self, 2)
+        first = gevent.spawn(waiting.wait, a.fileno(), True, LONG)
+        gevent.sleep(0)
+        waiting.forget(a.fileno())
+        os.dup2(c.fileno(), a.fileno())
+        second = gevent.spawn(waiting.wait, a.fileno(), True, LONG)
+        self.assertIs(first.get(), True)
+        self.assertFalse(second.ready())
+        d.send(b'x')
+        self.assertIs(second.get(), True)
+
     def test_in_the_hub_itself(self):
         (a, _), = pairs(self, 1)
         caught = []

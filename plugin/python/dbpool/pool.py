@@ -214,9 +214,10 @@ class Profile:
         return driver
 
     def _sweep(self):
-        """Objects whose session has ended: their fds would stay open until the slot is met again."""
+        """Objects whose session has ended: their fds would stay open until the slot is met again. What is leased is its
+        user's, who may be waiting on the fd: he finds out by himself."""
         for driver in list(self.objects.values()):
-            if driver.gone():
+            if driver.session not in self.out and driver.gone():
                 self._discard(driver)
 
     def _make_room(self):

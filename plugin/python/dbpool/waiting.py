@@ -66,11 +66,12 @@ def wait(fd, reading, timeout_ms):
 
 
 def forget(fd):
-    """Nothing of fd is left in this thread's epoll. Before the fd is re-pointed or closed by us."""
+    """Nothing of fd is left in this thread's epoll. Before the fd is re-pointed or closed by us. A greenlet that waits
+    for it goes on, and finds that it is gone."""
     hub = current_hub()
     reactor = getattr(hub, "_dbpool_reactor", None)
     if reactor is not None and reactor.epoch == _dbpool.epoch():
-        reactor.epoll.forget(fd)
+        reactor.forget(fd)
 
 
 class Reactor:
@@ -116,6 +117,12 @@ class Reactor:
                 self.epoll.forget(fd)
             if not waiters:
                 self.watcher.ref = False
+
+    def forget(self, fd):
+        self.epoll.forget(fd)
+        waiter = self.waiters.pop(fd, None)
+        if waiter is not None:
+            self.hub.loop.run_callback(waiter.switch, True)
 
     def _ready(self):
         if self.epoch != _dbpool.epoch():
