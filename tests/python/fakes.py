@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pymysql
 
 from dbpool import _dbpool
-from dbpool.lease import LeasedConnection, link
+from dbpool.lease import LeasedConnection
 
 
 class Lease:
@@ -77,7 +77,7 @@ class Driver:
         self.session = session
         self.incarnation = incarnation
         self.connection = Target()
-        self.broken = False
+        self.broken = self.leased = False
         self.instead = None
         self.verdict = (_dbpool.CLEAN, 2, True)
         self.destroyed = 0
@@ -121,19 +121,6 @@ class Connection(LeasedConnection):
     __slots__ = ()
     Database = pymysql
 
-    def query(self, sql, unbuffered=False):
-        return self._call(self._target.query, sql, unbuffered=unbuffered)
-
-    @property
-    def _result(self):
-        return self._open()._result
-
-    def literal(self, value):
-        return self._open().literal(value)
-
-
-def linked(*arguments):
-    """As pool.py makes one."""
-    connection = Connection(*arguments)
-    link(connection)
-    return connection
+    query = _dbpool.command('query')
+    _result = _dbpool.value('_result')
+    literal = _dbpool.ask('literal')

@@ -18,14 +18,14 @@ from dbpool.settings import Policy
 class Case(unittest.TestCase):
     def setUp(self):
         pool = Pool('default', 0, Policy(5, 10, 30, 0), True, pymysql.err.OperationalError)
-        self.profile = Profile(pool, None, {}, {}, None)
+        self.profile = Profile(pool, fakes, {}, {}, None)
         self.lease = fakes.Lease()
         self.driver = fakes.Driver()
         self.profile.objects[1] = self.driver
         self.target = self.driver.connection
 
     def connect(self):
-        return fakes.linked(self.profile, self.lease, self.driver)
+        return fakes.Connection(self.profile, self.lease, self.driver)
 
 
 class AfterTheReturn(Case):
@@ -219,7 +219,7 @@ class Backstops(Case):
         kept = []
 
         def closes():
-            other = fakes.linked(self.profile, fakes.Lease(2), fakes.Driver(2))
+            other = fakes.Connection(self.profile, fakes.Lease(2), fakes.Driver(2))
             kept.append(other._lease)
             other.close()
 
@@ -258,24 +258,11 @@ def wait_for(condition):
     return False
 
 
-class CheckOut(Case):
-    """The way from a lease to a driver object, with the pool and the driver replaced."""
+class GivenPool(Pool):
+    """Whose leases the test brings."""
 
-    def setUp(self):
-        super().setUp()
-        self.made = []
-        self.configure()
-        self.leases = []
-        self.facts = None
-        self.alias = 'default'
-        self.autocommit = True
-        self.operational_error = pymysql.err.OperationalError
+    __slots__ = ('leases', 'deadline')
 
-    def configure(self, **policy):
-        self.policy = Policy(5, 10, 30, 0)._replace(**policy)
-        self.profile = Profile(self, self, {}, {}, None)
-
-    # the pool
     def acquire(self, deadline=None):
         self.deadline = deadline
         if not self.leases:
@@ -284,6 +271,23 @@ class CheckOut(Case):
 
     def error(self, code, waited):
         return pymysql.err.OperationalError(0, str(code))
+
+
+class CheckOut(Case):
+    """The way from a lease to a driver object, with the pool and the driver replaced; not the quick one, which asks the
+    broker by itself."""
+
+    def setUp(self):
+        super().setUp()
+        self.made = []
+        self.configure()
+
+    def configure(self, **policy):
+        self.pool = GivenPool('default', 0, Policy(5, 10, 30, 0)._replace(**policy), True,
+                              pymysql.err.OperationalError)
+        self.pool.leases = []
+        self.profile = Profile(self.pool, self, {}, {}, None)
+        self.profile.quick = self.profile.plain = False
 
     # the driver module
     Connection = fakes.Connection
@@ -295,7 +299,7 @@ class CheckOut(Case):
 
     def take(self, session, incarnation):
         lease = fakes.Lease(session, incarnation)
-        self.leases.append(lease)
+        self.pool.leases.append(lease)
         return self.profile.connect(), lease
 
     def test_one_object_per_session(self):
@@ -304,7 +308,7 @@ class CheckOut(Case):
             connection.close()
         self.assertEqual(len(self.made), 1)
         self.assertEqual(self.made[0].statuses, [2, 2, 2])
-        self.assertEqual(self.facts, [b'1'])
+        self.assertEqual(self.pool.facts, [b'1'])
 
     def test_another_session_in_the_slot(self):
         self.take(1, 1)[0].close()
@@ -352,7 +356,7 @@ class CheckOut(Case):
 
         self.Driver = refuse
         lease = fakes.Lease(1, 1)
-        self.leases.append(lease)
+        self.pool.leases.append(lease)
         with self.assertRaisesRegex(pymysql.err.OperationalError, 'RLIMIT_NOFILE'):
             self.profile.connect()
         self.assertEqual(lease.released, [(2, _dbpool.CLEAN)])
@@ -364,7 +368,7 @@ class CheckOut(Case):
         self.Driver = refuse
         with self.assertRaises(pymysql.err.OperationalError):
             lease = fakes.Lease(1, 1)
-            self.leases.append(lease)
+            self.pool.leases.append(lease)
             self.profile.connect()
         self.assertEqual(lease.released, [(2, _dbpool.CLEAN)])
 
@@ -373,7 +377,7 @@ class CheckOut(Case):
     def test_not_pinged_unless_asked_for(self):
         self.take(1, 1)[0].close()
         self.assertEqual(self.made[0].pings, [])
-        self.assertIsNone(self.deadline)
+        self.assertIsNone(self.pool.deadline)
 
     def test_one_that_does_not_answer_is_ended_and_another_taken(self):
         self.configure(pre_ping=True)
@@ -381,7 +385,7 @@ class CheckOut(Case):
             self.take(session, 1)[0].close()
         self.made[0].answers = self.made[1].answers = False
         dead = [fakes.Lease(1, 1), fakes.Lease(2, 1)]
-        self.leases += dead
+        self.pool.leases += dead
         connection, lease = self.take(3, 1)
         self.assertTrue(connection.open)
         self.assertEqual(connection._lease, lease)
@@ -395,7 +399,7 @@ class CheckOut(Case):
         self.take(1, 1)[0].close()
         self.made[0].answers = False
         lease = fakes.Lease(1, 1)
-        self.leases.append(lease)
+        self.pool.leases.append(lease)
         with self.assertRaises(pymysql.err.OperationalError):
             self.profile.connect()
         self.assertEqual(lease.released, [(0, _dbpool.DOOM)])
@@ -461,7 +465,7 @@ class CheckOut(Case):
         self.take(1, 1)[0].close()
         self.made[0].checkout = None
         lease = fakes.Lease(1, 1)
-        self.leases.append(lease)
+        self.pool.leases.append(lease)
         with self.assertRaises(TypeError):
             self.profile.connect()
         self.assertEqual(lease.released, [(0, _dbpool.DOOM)])

@@ -4,12 +4,11 @@
 After the return every use raises the driver's InterfaceError and writes nothing: the session may be another process's
 by then. close() returns the lease; close() again is harmless. The driver object behind is never given out.
 
-A lease that is not closed is returned when its greenlet or its thread ends, at the latest when the proxy is collected
-(Django's wrapper is a reference cycle, so that can be late). These backstops never wait and never write.
+A lease that is not closed is returned when its greenlet or its thread ends (src/owner.c), at the latest when the proxy is
+collected (Django's wrapper is a reference cycle, so that can be late). These backstops never wait and never write.
 """
 
 import sys
-import threading
 import weakref
 
 from . import _dbpool
@@ -24,10 +23,10 @@ _REFUSED = frozenset("change_user connect shutdown adopt".split())
 
 
 class LeasedConnection(_dbpool.Proxy):
-    """Base of the drivers' proxies. Made by pool.py only, which then says whose lease it is (link).
+    """Base of the drivers' proxies. Made by pool.py and src/checkout.c only.
 
     One greenlet or thread at a time: a second one gets ProgrammingError. Errors are those of the driver. What it holds,
-    _open(), _call() and open are in src/proxy.c."""
+    _open(), _call(), open and close() are in src/proxy.c; the methods that are called at each query in src/methods.c."""
 
     __slots__ = ("__weakref__",)
     Database = None  # the driver's module
@@ -36,13 +35,11 @@ class LeasedConnection(_dbpool.Proxy):
 
     def cursor(self, cursorclass=None):
         target = self._open()
-        return _cursor_class(cursorclass or target.cursorclass)(self)
+        wanted = cursorclass or target.cursorclass
+        return (_cursor_classes.get(wanted) or _cursor_class(wanted))(self)
 
-    def commit(self):
-        return self._call(self._target.commit)
-
-    def rollback(self):
-        return self._call(self._target.rollback)
+    commit = _dbpool.command("commit")
+    rollback = _dbpool.command("rollback")
 
     def autocommit(self, on):
         return self._call(self._target.autocommit, on)
@@ -83,32 +80,6 @@ class LeasedConnection(_dbpool.Proxy):
         """How many times it was given and not closed yet: more than 1 only with use_threadlocal."""
         return self._users if self._lease is not None else 0
 
-    def close(self, commit=True):
-        """Returns the lease. Never waits for the server, and never raises for a session that is gone already.
-
-        commit=False: an open transaction is rolled back also where the pool's reset_on_return is 'commit'."""
-        if self._lease is None:
-            return
-        if self._busy:
-            self._open()  # raises
-        if not commit:
-            self._undo = True
-        self._users -= 1
-        if self._users > 0:
-            return
-        lease, self._lease = self._lease, None
-        owner, self._owner = self._owner, None
-        owner.unlink(self)
-        if self._watched is not None:
-            self._unwatch()
-        self._profile.give_back(lease, self._driver, not self._undo)
-
-    def _abandon(self):
-        """Returns a lease that nobody closed. From a finaliser, a greenlet's or a thread's end: memory only."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            self._profile.give_up(lease, self._driver, self._busy)
-
     def _unwatch(self):
         watched, self._watched = self._watched, None
         sys.modules["dbpool.leaks"].forget(watched)
@@ -119,90 +90,16 @@ class LeasedConnection(_dbpool.Proxy):
         return "<%s of pool %r, %s>" % (type(self).__name__, self._profile.pool.alias, where)
 
 
-# ---- whose lease it is ----
-
-
-class _GreenletEnd:
-    """Called by gevent when the greenlet is over. Holds the proxy weakly: a dropped one is still collected."""
-
-    __slots__ = ("greenlet", "proxy")
-
-    def __init__(self, greenlet, proxy):
-        self.greenlet = weakref.ref(greenlet)
-        self.proxy = weakref.ref(proxy)
-        greenlet.rawlink(self)
-
-    def __call__(self, greenlet):
-        proxy = self.proxy()
-        if proxy is not None:
-            proxy._abandon()
-
-    def unlink(self, proxy):
-        greenlet = self.greenlet()
-        if greenlet is not None:
-            greenlet.unlink(self)
-
-
-class _ThreadLeases(dict):
-    """id(proxy) -> weak reference: what one thread has leased now."""
-
-    def link(self, proxy):
-        key = id(proxy)
-        self[key] = weakref.ref(proxy, lambda ref: self.pop(key, None))
-        return self
-
-    def unlink(self, proxy):
-        self.pop(id(proxy), None)
-
-
-class _ThreadEnd:
-    """Dies with its thread's locals. Proxies know its leases and not itself: nothing else may keep it alive."""
-
-    def __init__(self):
-        self.leases = _ThreadLeases()
-
-    def __del__(self):
-        for ref in list(self.leases.values()):
-            proxy = ref()
-            if proxy is not None:
-                try:
-                    proxy._abandon()
-                except Exception:
-                    pass
-
-
-_local = threading.local()
-
-
-def link(proxy):
-    """The lease ends at the latest when the caller's greenlet or thread does."""
-    greenlet = sys.modules.get("greenlet")
-    if greenlet is not None:
-        current = greenlet.getcurrent()
-        if hasattr(current, "rawlink"):
-            proxy._owner = _GreenletEnd(current, proxy)
-            return
-    proxy._owner = _thread_end().leases.link(proxy)
-
-
-def _thread_end():
-    try:
-        return _local.end
-    except AttributeError:
-        end = _local.end = _ThreadEnd()
-        return end
-
-
 class Shared:
     """use_threadlocal: the connection that each greenlet or thread has of one profile."""
 
     def __init__(self):
-        self._proxies = weakref.WeakKeyDictionary()  # greenlet or _ThreadEnd -> weak reference
+        self._proxies = weakref.WeakKeyDictionary()  # greenlet or thread's Owner -> weak reference
 
     @staticmethod
     def _holder():
         greenlet = sys.modules.get("greenlet")
-        return greenlet.getcurrent() if greenlet is not None else _thread_end()
+        return greenlet.getcurrent() if greenlet is not None else _dbpool.thread_owner()
 
     def get(self):
         """The caller's, counted once more; None when it has none now."""
@@ -227,24 +124,6 @@ _CHECKED = ("callproc", "fetchone", "fetchmany", "fetchall", "scroll", "nextset"
 _READS_WIRE = ("_fetch_row", "read_next")
 
 _cursor_classes = {}
-
-
-def _checked(method):
-    def checked(self, *args, **kwargs):
-        self._dbpool_proxy._open()
-        return method(self, *args, **kwargs)
-
-    checked.__name__ = method.__name__
-    checked.__doc__ = method.__doc__
-    return checked
-
-
-def _reads_wire(method):
-    def reads_wire(self, *args, **kwargs):
-        return self._dbpool_proxy._call(method, self, *args, **kwargs)
-
-    reads_wire.__name__ = method.__name__
-    return reads_wire
 
 
 def _rows(proxy, rows):
@@ -292,11 +171,11 @@ def _cursor_class(base):
             names["__del__"] = lambda self: None  # PyMySQL's would read the rest of the rows in a finaliser
         for name in _CHECKED:
             if hasattr(base, name):
-                names[name] = _checked(getattr(base, name))
+                names[name] = _dbpool.checked(getattr(base, name))
         if hasattr(base, "__iter__"):
             names["__iter__"] = _iterates(base.__iter__)
         for name in _READS_WIRE:
             if hasattr(base, name):
-                names[name] = _reads_wire(getattr(base, name))
+                names[name] = _dbpool.guarded(getattr(base, name))
         made = _cursor_classes[base] = type(base.__name__, (base,), names)
     return made

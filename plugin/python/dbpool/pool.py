@@ -12,7 +12,7 @@ import resource
 import time
 
 from . import _dbpool, drivers, settings, waiting
-from .lease import Shared, link
+from .lease import Shared
 from .once import Once
 from .settings import ConfigurationError
 
@@ -107,28 +107,32 @@ class Pool:
         return text
 
 
-class Profile:
-    """A pool, and driver objects made with one set of options. Any thread."""
+class Profile(_dbpool.Checkout):
+    """A pool, and driver objects made with one set of options. Any thread.
 
-    __slots__ = ("pool", "driver", "spec", "local", "prepare", "objects", "most", "out", "trash", "shared",
-                 "leak_threshold")
+    connect() is in src/checkout.c, and the return of most leases: the quick way, for sessions whose object is here. The
+    rest is here, and all that the policy may add to a checkout."""
+
+    __slots__ = ("pool", "driver", "spec", "local", "prepare", "most", "trash", "shared", "leak_threshold", "plain")
 
     def __init__(self, pool, driver, spec, local, prepare):
+        policy = pool.policy
+        super().__init__(pool.id, {}, driver.Connection, pool.autocommit, policy.reset)  # {}: session slot -> Driver
         self.pool = pool
         self.driver = driver
         self.spec = {key: value for key, value in spec.items() if key != "password"}
         self.local = local
         self.prepare = prepare
-        self.objects = {}  # session slot -> Driver
         self.most = objects_most()
-        self.out = set()  # session slots that are leased
         self.trash = []  # driver objects that a finaliser took out of use
-        self.leak_threshold = pool.policy.leak_threshold
-        self.shared = Shared() if pool.policy.use_threadlocal else None
+        self.leak_threshold = policy.leak_threshold
+        self.shared = Shared() if policy.use_threadlocal else None
+        self.quick = self.plain = not (policy.pre_ping or policy.leak_threshold or policy.use_threadlocal)
 
-    def connect(self):
-        """A connection of the driver's kind on a session of the pool: acquires, and makes or refreshes the object."""
+    def _connect(self):
+        """The long way: acquires, waits if it must, and makes or refreshes the object."""
         waiting.enable()
+        self.quick = self.plain
         if self.trash:
             self._empty_trash()
         if self.shared is None:
@@ -159,7 +163,7 @@ class Profile:
             fresh = True
         else:
             fresh = False
-        self.out.add(lease.session)
+        driver.leased = True
         try:
             if fresh and self.prepare is not None:
                 self.prepare(driver.connection)
@@ -167,18 +171,15 @@ class Profile:
                 left = min(PING_TIMEOUT, ping_until - time.monotonic())
                 if not driver.ping(max(1, int(1000 * left))):
                     self._discard(driver)
-                    self.out.discard(lease.session)
                     lease.release(0, _dbpool.DOOM)
                     return None
             driver.checkout(lease.status())
             connection = self.driver.Connection(self, lease, driver)
-            link(connection)
             if self.leak_threshold:
                 self._watch(connection)
             return connection
         except BaseException:
             self._discard(driver)
-            self.out.discard(lease.session)
             lease.release(0, _dbpool.DOOM)
             raise
 
@@ -217,7 +218,7 @@ class Profile:
         """Objects whose session has ended: their fds would stay open until the slot is met again. What is leased is its
         user's, who may be waiting on the fd: he finds out by himself."""
         for driver in list(self.objects.values()):
-            if driver.session not in self.out and driver.gone():
+            if not driver.leased and driver.gone():
                 self._discard(driver)
 
     def _make_room(self):
@@ -225,7 +226,7 @@ class Profile:
         for session in sorted(self.objects, reverse=True):
             if len(self.objects) < self.most:
                 break
-            if session not in self.out:
+            if not self.objects[session].leased:
                 self._discard(self.objects[session])
 
     def _discard(self, driver):
@@ -245,13 +246,13 @@ class Profile:
         if not keep:
             # Before the return: until then the session is nobody else's.
             self._discard(driver)
-        self.out.discard(lease.session)
+        driver.leased = False
         lease.release(status, how)
 
     def give_up(self, lease, driver, busy):
         """The lease was lost. Called where nothing may wait and nothing may be written."""
+        driver.leased = False
         if not lease.valid():
-            self.out.discard(lease.session)
             return
         how, status, keep = driver.settle(self.pool.autocommit, self.pool.policy.reset)
         if busy:
@@ -262,7 +263,7 @@ class Profile:
             if self.objects.get(driver.session) is driver:
                 del self.objects[driver.session]
             self.trash.append(driver)
-        self.out.discard(lease.session)
+            self.quick = False
         lease.release(status, how)
 
 

@@ -7,7 +7,10 @@
  *   wait.c    waiting for an fd: the hub's hook, or poll(2) in slices
  *   scan.c    what a statement may do to its session without the server saying so
  *   native.c  the MYSQL behind a stock mysqlclient object
- *   proxy.c   what a user's connection does at each call
+ *   proxy.c   what a user's connection is, does at each call, and its end
+ *   methods.c the methods of connections and cursors that are called at each query
+ *   owner.c   the greenlet or thread whose end returns a lease
+ *   checkout.c the quick way of a checkout and of a return
  *   wire.c    the socket-like object that PyMySQL talks to
  *   epoll.c   the private epoll of the gevent reactor
  *
@@ -42,6 +45,8 @@ int dbp_py_wait(int fd, bool reading, int timeout_ms);
 /* The same from inside a C library, with or without the GIL. failed(fd) is called with the GIL held and the exception
  * set; what it leaves set is dropped. Without a hook the GIL is not touched unless the wait is long. */
 int dbp_py_wait_unlocked(int fd, bool reading, int timeout_ms, void (*failed)(int fd));
+/* False while the program has gevent and the hook is not set. */
+bool dbp_py_wait_is_set_up(void);
 PyObject *dbp_py_set_wait_hook(PyObject *module, PyObject *hook);
 PyObject *dbp_py_wait_fd(PyObject *module, PyObject *args);
 
@@ -57,6 +62,10 @@ extern PyTypeObject dbp_py_lease_type;
 extern PyTypeObject dbp_py_wait_type;
 extern PyMethodDef dbp_py_pool_methods[];
 
+/* A new Lease, held. NULL: it was released. */
+PyObject *dbp_py_lease_wrap(const struct dbp_lease *lease, unsigned epoch);
+/* 0, DBP_E_STALE when it is not held any more, or what core answers. */
+int dbp_py_lease_return(dbp_py_lease *self, uint16_t status, enum dbp_return how);
 /* True while the lease is this process's and unreturned. */
 bool dbp_py_lease_held(const dbp_py_lease *self);
 /* And the session still is this lease's. */
@@ -87,10 +96,73 @@ enum dbp_py_effect dbp_py_scan(const char *sql, size_t n, bool backslash);
 enum dbp_py_effect dbp_py_scan_object(PyObject *sql, bool backslash);
 PyObject *dbp_py_scan_method(PyObject *module, PyObject *args);
 
-/* ---- the other types ---- */
+/* ---- native.c: what Native's methods of these names do; the first argument is a Native ---- */
+
+extern PyTypeObject dbp_py_native_type;
+/* checkout(): 0 or -1. */
+int dbp_py_native_begin(PyObject *native, uint16_t status);
+void dbp_py_native_note(PyObject *native);
+/* settle(). Only where native.layout is true. */
+enum dbp_return dbp_py_native_verdict(PyObject *native, bool autocommit, uint16_t *status, bool *grown, bool *changed);
+
+/* ---- checkout.c ---- */
+
+typedef struct {
+    PyObject_HEAD PyObject *connection;
+    PyObject *native;
+    unsigned session, incarnation;
+    char leased, broken, tracked, quick, odd;
+} dbp_py_driver;
+
+extern PyTypeObject dbp_py_driver_type;
+extern PyTypeObject dbp_py_checkout_type;
+/* Gives a lease back as its user wants it: 0 or -1. profile is a Checkout (tests have others). */
+int dbp_py_checkout_return(PyObject *profile, PyObject *lease, PyObject *driver, bool commit);
+int dbp_py_checkout_init(void);
+
+/* ---- proxy.c ---- */
+
+typedef struct dbp_py_owner dbp_py_owner;
+
+typedef struct dbp_py_proxy {
+    PyObject_HEAD PyObject *profile;                 /* pool.py's */
+    PyObject *lease;                                 /* NULL (or None) once it was returned */
+    PyObject *driver;                                /* drivers/' Driver */
+    PyObject *target;                                /* the driver object */
+    PyObject *watched;                               /* leaks.py's, with leak_threshold; NULL reads as None */
+    dbp_py_owner *owner;                             /* borrowed; NULL once nobody's end returns it */
+    struct dbp_py_proxy *next, *previous;            /* owner.c's list */
+    int users;                                       /* more than 1 where use_threadlocal gave it again */
+    char busy;                                       /* a call is under way */
+    char undo;                                       /* one of the users wants no commit */
+} dbp_py_proxy;
 
 extern PyTypeObject dbp_py_proxy_type;
-extern PyTypeObject dbp_py_native_type;
+/* A proxy of that type, which no Owner has yet. */
+dbp_py_proxy *dbp_py_proxy_make(PyTypeObject *type, PyObject *profile, PyObject *lease, dbp_py_driver *driver);
+/* The lease lasts and nobody else uses it now: 0 or -1. */
+int dbp_py_proxy_check(dbp_py_proxy *self);
+/* Around a call that may use the wire: check and be busy; then the call's answer (or NULL) is passed on, or what the
+ * driver says to raise. *driver is kept in between. */
+int dbp_py_proxy_begin(dbp_py_proxy *self, PyObject **driver);
+PyObject *dbp_py_proxy_end(dbp_py_proxy *self, PyObject *driver, PyObject *answer);
+
+/* ---- owner.c ---- */
+
+extern PyTypeObject dbp_py_owner_type;
+/* The proxy's lease ends at the latest when the caller's greenlet or thread does: 0 or -1. */
+int dbp_py_owner_join(dbp_py_proxy *proxy);
+void dbp_py_owner_leave(dbp_py_proxy *proxy);
+PyObject *dbp_py_thread_owner(PyObject *module, PyObject *ignored);
+int dbp_py_owner_init(void);
+
+/* ---- methods.c ---- */
+
+extern PyMethodDef dbp_py_method_methods[];
+int dbp_py_methods_init(void);
+
+/* ---- the other types ---- */
+
 extern PyTypeObject dbp_py_wire_type;
 extern PyTypeObject dbp_py_epoll_type;
 

@@ -54,6 +54,7 @@ static PyMethodDef methods[] = {
     {"fence", py_fence, METH_O, "fence(fd): puts a dead socket under fd"},
     {"set_wait_hook", dbp_py_set_wait_hook, METH_O,
      "set_wait_hook(f): f(fd, reading, timeout_ms) -> True, False (timed out), or None (wait yourself)"},
+    {"thread_owner", dbp_py_thread_owner, METH_NOARGS, "thread_owner() -> Owner: dies with the calling thread"},
     {"wait", dbp_py_wait_fd, METH_VARARGS, "wait(fd, reading, timeout_ms) -> bool: as the drivers wait; -1: no limit"},
     {"scan", dbp_py_scan_method, METH_VARARGS,
      "scan(sql, backslash=True) -> 'quiet', 'changes' or 'autocommit': for tests"},
@@ -103,6 +104,8 @@ static int add_types(PyObject *module) {
         {"Facts", &dbp_py_facts_type},   {"ReplayServer", &dbp_py_replay_server_type},
         {"Native", &dbp_py_native_type}, {"Wire", &dbp_py_wire_type},
         {"Epoll", &dbp_py_epoll_type},   {"Proxy", &dbp_py_proxy_type},
+        {"Driver", &dbp_py_driver_type}, {"Checkout", &dbp_py_checkout_type},
+        {"Owner", &dbp_py_owner_type},
     };
     size_t i;
 
@@ -125,9 +128,11 @@ PyMODINIT_FUNC PyInit__dbpool(void) {
 
     if (!module)
         return NULL;
-    if (dbp_py_api_init(module) < 0 || add_constants(module) < 0 || add_types(module) < 0 ||
+    if (dbp_py_owner_init() < 0 || dbp_py_checkout_init() < 0 || dbp_py_methods_init() < 0 ||
+        dbp_py_api_init(module) < 0 || add_constants(module) < 0 || add_types(module) < 0 ||
         PyModule_AddFunctions(module, dbp_py_pool_methods) < 0 ||
-        PyModule_AddFunctions(module, dbp_py_session_methods) < 0) {
+        PyModule_AddFunctions(module, dbp_py_session_methods) < 0 ||
+        PyModule_AddFunctions(module, dbp_py_method_methods) < 0) {
         Py_DECREF(module);
         return NULL;
     }

@@ -20,7 +20,9 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
+#include <structmember.h>
 #include <unistd.h>
 
 #if __has_include(<mariadb/mysql.h>)
@@ -56,6 +58,7 @@ struct library {
 typedef struct {
     PyObject_HEAD PyObject *connection; /* never given up but by drop() */
     PyObject *exception;                /* what ended a wait; the driver can only say 2013 */
+    PyObject *unread;                   /* a result that is read row by row: kept, since one that dies reads all others */
     MYSQL *mysql;
     int fd; /* the number that adopt() put the session under; -1 before and after */
     bool layout;
@@ -197,12 +200,14 @@ static _Atomic int n_kept; /* objects with an exception: written with the GIL, r
 static void native_dealloc(PyObject *object) {
     native_object *self = (native_object *)object;
 
-    /* connection is leaked on purpose unless drop() was called. */
+    /* connection is leaked on purpose unless drop() was called, and with it a result whose death would read from it. */
     if (self->fd >= 0 && by_fd[self->fd] == self)
         by_fd[self->fd] = NULL;
     if (self->exception)
         n_kept--;
     Py_XDECREF(self->exception);
+    if (!self->connection)
+        Py_XDECREF(self->unread);
     Py_TYPE(object)->tp_free(object);
 }
 
@@ -317,19 +322,20 @@ static PyObject *native_take_exception(PyObject *object, PyObject *ignored) {
 
 /* ---- the cached state ---- */
 
-static PyObject *native_checkout(PyObject *object, PyObject *arg) {
-    native_object *self = (native_object *)object;
-    long status = PyLong_AsLong(arg);
-
-    if (status == -1 && PyErr_Occurred())
-        return NULL;
-    if (!self->layout) {
+static bool layout_known(const native_object *self) {
+    if (!self->layout)
         PyErr_SetString(PyExc_RuntimeError, "the layout of this client library's MYSQL is not known");
-        return NULL;
-    }
+    return self->layout;
+}
+
+int dbp_py_native_begin(PyObject *native, uint16_t status) {
+    native_object *self = (native_object *)native;
+
+    if (!layout_known(self))
+        return -1;
 #if HAVE_LAYOUT
     self->changed = self->autocommit = false;
-    self->mysql->server_status = (unsigned)status & 0xFFFFu;
+    self->mysql->server_status = status;
     self->mysql->affected_rows = 0;
     self->mysql->insert_id = 0;
     self->mysql->warning_count = 0;
@@ -338,6 +344,14 @@ static PyObject *native_checkout(PyObject *object, PyObject *arg) {
     self->mysql->net.last_error[0] = '\0';
     memcpy(self->mysql->net.sqlstate, "00000", 6);
 #endif
+    return 0;
+}
+
+static PyObject *native_checkout(PyObject *object, PyObject *arg) {
+    long status = PyLong_AsLong(arg);
+
+    if ((status == -1 && PyErr_Occurred()) || dbp_py_native_begin(object, (uint16_t)status) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -350,6 +364,10 @@ static void note(native_object *self) {
     }
 #endif
     self->autocommit = false;
+}
+
+void dbp_py_native_note(PyObject *native) {
+    note((native_object *)native);
 }
 
 static PyObject *native_note(PyObject *object, PyObject *ignored) {
@@ -380,6 +398,9 @@ static PyObject *native_query(PyObject *object, PyObject *sql) {
         PyErr_SetString(PyExc_RuntimeError, "query: the object was dropped");
         return NULL;
     }
+    /* A result that the user dropped unread: its rows are read now, as the stock driver reads them when it dies. */
+    if (self->unread && Py_REFCNT(self->unread) == 1)
+        Py_CLEAR(self->unread);
     note(self);
 #if HAVE_LAYOUT
     if (self->layout && !self->opaque)
@@ -391,32 +412,39 @@ static PyObject *native_query(PyObject *object, PyObject *sql) {
     return PyObject_CallMethodObjArgs(self->connection, query_name, sql, NULL);
 }
 
-static PyObject *native_settle(PyObject *object, PyObject *arg) {
-    native_object *self = (native_object *)object;
-    int autocommit = PyObject_IsTrue(arg);
-
-    if (autocommit < 0)
-        return NULL;
-    if (!self->layout) {
-        PyErr_SetString(PyExc_RuntimeError, "the layout of this client library's MYSQL is not known");
-        return NULL;
-    }
+enum dbp_return dbp_py_native_verdict(PyObject *native, bool autocommit, uint16_t *status, bool *grown, bool *changed) {
 #if HAVE_LAYOUT
+    native_object *self = (native_object *)native;
     const MYSQL *m = self->mysql;
-    enum dbp_return how = DBP_RETURN_CLEAN;
 
     note(self);
+    *status = (uint16_t)m->server_status;
+    *grown = m->net.max_packet > BUFFER_KEPT;
+    *changed = self->changed;
     if (self->exception || !m->net.pvio || m->status != MYSQL_STATUS_READY ||
         (m->server_status & SERVER_MORE_RESULTS_EXIST))
-        how = DBP_RETURN_DOOM;
-    else if ((m->server_status & SERVER_STATUS_IN_TRANS) ||
-             ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
-        how = DBP_RETURN_RESET;
-    return Py_BuildValue("(iIOO)", (int)how, m->server_status & 0xFFFFu,
-                         m->net.max_packet > BUFFER_KEPT ? Py_True : Py_False, self->changed ? Py_True : Py_False);
+        return DBP_RETURN_DOOM;
+    if ((m->server_status & SERVER_STATUS_IN_TRANS) ||
+        ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
+        return DBP_RETURN_RESET;
+    return DBP_RETURN_CLEAN;
 #else
-    return NULL;
+    (void)native, (void)autocommit, (void)status, (void)grown, (void)changed;
+    return DBP_RETURN_DOOM;
 #endif
+}
+
+static PyObject *native_settle(PyObject *object, PyObject *arg) {
+    int autocommit = PyObject_IsTrue(arg);
+    enum dbp_return how;
+    bool grown, changed;
+    uint16_t status;
+
+    if (autocommit < 0 || !layout_known((native_object *)object))
+        return NULL;
+    how = dbp_py_native_verdict(object, autocommit, &status, &grown, &changed);
+    return Py_BuildValue("(iIOO)", (int)how, (unsigned)status, grown ? Py_True : Py_False,
+                         changed ? Py_True : Py_False);
 }
 
 static PyObject *native_more_results(PyObject *object, PyObject *ignored) {
@@ -480,6 +508,10 @@ static int native_set_opaque(PyObject *object, PyObject *value, void *closure) {
     return 0;
 }
 
+static PyMemberDef native_members[] = {
+    {"unread", T_OBJECT, offsetof(native_object, unread), 0, "the result that is read row by row, or None"},
+    {NULL, 0, 0, 0, NULL}};
+
 static PyGetSetDef native_getset[] = {
     {"opaque", native_get_opaque, native_set_opaque, "every statement counts as a change: they cannot be read", NULL},
     {"layout", native_layout, NULL, "checkout() and settle() can be used with this client library", NULL},
@@ -511,5 +543,6 @@ PyTypeObject dbp_py_native_type = {
     .tp_new = native_new,
     .tp_dealloc = native_dealloc,
     .tp_methods = native_methods,
+    .tp_members = native_members,
     .tp_getset = native_getset,
 };

@@ -18,7 +18,7 @@ static PyObject *outcome(int r) {
 
 /* ---- Lease ---- */
 
-static PyObject *lease_wrap(const struct dbp_lease *lease, unsigned epoch) {
+PyObject *dbp_py_lease_wrap(const struct dbp_lease *lease, unsigned epoch) {
     dbp_py_lease *self = PyObject_New(dbp_py_lease, &dbp_py_lease_type);
 
     if (!self) {
@@ -40,7 +40,7 @@ bool dbp_py_lease_held(const dbp_py_lease *self) {
     return self->held && self->epoch == dbp_py_epoch();
 }
 
-static int lease_return(dbp_py_lease *self, uint16_t status, enum dbp_return how) {
+int dbp_py_lease_return(dbp_py_lease *self, uint16_t status, enum dbp_return how) {
     if (!dbp_py_lease_held(self))
         return DBP_E_STALE;
     self->held = false;
@@ -52,7 +52,7 @@ static void lease_dealloc(PyObject *object) {
 
     /* Nobody knows any more what was done with it. */
     if (dbp_py_lease_held(self))
-        lease_return(self, dbp_py_api()->lease_status(dbp_py_client(), &self->lease), DBP_RETURN_DOOM);
+        dbp_py_lease_return(self, dbp_py_api()->lease_status(dbp_py_client(), &self->lease), DBP_RETURN_DOOM);
     PyObject_Free(self);
 }
 
@@ -81,7 +81,7 @@ static PyObject *lease_release(PyObject *object, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "release: how is CLEAN, RESET, COMMIT, FULL or DOOM");
         return NULL;
     }
-    r = lease_return((dbp_py_lease *)object, (uint16_t)status, (enum dbp_return)how);
+    r = dbp_py_lease_return((dbp_py_lease *)object, (uint16_t)status, (enum dbp_return)how);
     return r < 0 ? outcome(r) : PyLong_FromLong(r);
 }
 
@@ -143,7 +143,7 @@ static PyObject *wait_poll(PyObject *object, PyObject *ignored) {
     r = dbp_py_api()->wait_poll(dbp_py_client(), &self->wait, &lease);
     if (r != DBP_E_BUSY)
         wait_over(self);
-    return r == 0 ? lease_wrap(&lease, self->epoch) : outcome(r);
+    return r == 0 ? dbp_py_lease_wrap(&lease, self->epoch) : outcome(r);
 }
 
 static PyObject *wait_cancel(PyObject *object, PyObject *ignored) {
@@ -156,7 +156,7 @@ static PyObject *wait_cancel(PyObject *object, PyObject *ignored) {
         return outcome(DBP_E_STALE);
     r = dbp_py_api()->wait_cancel(dbp_py_client(), &self->wait, &lease);
     wait_over(self);
-    return r == 0 ? lease_wrap(&lease, self->epoch) : outcome(r);
+    return r == 0 ? dbp_py_lease_wrap(&lease, self->epoch) : outcome(r);
 }
 
 static void wait_dealloc(PyObject *object) {
@@ -203,7 +203,7 @@ static PyObject *acquire_now(PyObject *module, PyObject *arg) {
     if (!client)
         return NULL;
     r = dbp_py_api()->acquire_now(client, (uint32_t)pool, &lease);
-    return r == 0 ? lease_wrap(&lease, dbp_py_epoch()) : outcome(r);
+    return r == 0 ? dbp_py_lease_wrap(&lease, dbp_py_epoch()) : outcome(r);
 }
 
 /* Asked by core after a signal, without the GIL. The exception stays set in this thread. */
@@ -231,7 +231,7 @@ static PyObject *acquire(PyObject *module, PyObject *args) {
         return NULL;
     Py_BEGIN_ALLOW_THREADS r = dbp_py_api()->acquire(client, pool, dbp_py_deadline(seconds), interrupted, NULL, &lease);
     Py_END_ALLOW_THREADS if (r == DBP_E_INTERRUPTED && PyErr_Occurred()) return NULL;
-    return r == 0 ? lease_wrap(&lease, dbp_py_epoch()) : outcome(r);
+    return r == 0 ? dbp_py_lease_wrap(&lease, dbp_py_epoch()) : outcome(r);
 }
 
 static PyObject *wait_begin(PyObject *module, PyObject *arg) {

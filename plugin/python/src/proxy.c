@@ -1,26 +1,14 @@
 /* SPDX-License-Identifier: MIT
- * The base of lease.py's proxies: whether the lease lasts, and calling a method of the driver object while nobody else
- * may. In C because every call of a user's passes here several times per query; the rest of a proxy is Python.
+ * The base of lease.py's proxies: whether the lease lasts, calling a method of the driver object while nobody else may,
+ * and the end. In C because every call of a user's passes here several times per query; the rest of a proxy is Python.
  */
 #include "ext.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
-typedef struct {
-    PyObject_HEAD PyObject *profile; /* pool.py's */
-    PyObject *lease;                 /* None once it was returned */
-    PyObject *driver;
-    PyObject *target;  /* the driver object */
-    PyObject *owner;   /* lease.py's: whose end returns the lease */
-    PyObject *watched; /* leaks.py's, with leak_threshold; NULL reads as None */
-    int users;         /* more than 1 where use_threadlocal gave it again: so many must close it */
-    char busy;         /* a call is under way */
-    char undo;         /* one of the users wants no commit */
-} proxy_object;
-
 static int proxy_init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    proxy_object *self = (proxy_object *)object;
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
     PyObject *profile, *lease, *driver, *target;
 
     if (kwargs && PyDict_GET_SIZE(kwargs) > 0) {
@@ -39,42 +27,61 @@ static int proxy_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     Py_INCREF(driver);
     Py_XSETREF(self->driver, driver);
     Py_XSETREF(self->target, target);
-    Py_INCREF(Py_None);
-    Py_XSETREF(self->owner, Py_None);
+    if (!self->owner && dbp_py_owner_join(self) < 0)
+        return -1;
     self->users = 1;
     return 0;
 }
 
+dbp_py_proxy *dbp_py_proxy_make(PyTypeObject *type, PyObject *profile, PyObject *lease, dbp_py_driver *driver) {
+    dbp_py_proxy *self = (dbp_py_proxy *)type->tp_alloc(type, 0);
+
+    if (!self)
+        return NULL;
+    Py_INCREF(profile);
+    self->profile = profile;
+    Py_INCREF(lease);
+    self->lease = lease;
+    Py_INCREF(driver);
+    self->driver = (PyObject *)driver;
+    Py_INCREF(driver->connection);
+    self->target = driver->connection;
+    self->users = 1;
+    return self;
+}
+
 static int proxy_traverse(PyObject *object, visitproc visit, void *arg) {
-    proxy_object *self = (proxy_object *)object;
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
 
     Py_VISIT(self->profile);
     Py_VISIT(self->lease);
     Py_VISIT(self->driver);
     Py_VISIT(self->target);
-    Py_VISIT(self->owner);
     Py_VISIT(self->watched);
     return 0;
 }
 
 static int proxy_clear(PyObject *object) {
-    proxy_object *self = (proxy_object *)object;
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
 
     Py_CLEAR(self->profile);
     Py_CLEAR(self->lease);
     Py_CLEAR(self->driver);
     Py_CLEAR(self->target);
-    Py_CLEAR(self->owner);
     Py_CLEAR(self->watched);
     return 0;
 }
 
+static bool is_leased(const dbp_py_proxy *self) {
+    return self->lease && self->lease != Py_None;
+}
+
 /* Nobody closed it. */
 static void proxy_finalize(PyObject *object) {
-    proxy_object *self = (proxy_object *)object;
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
     PyObject *type, *error, *traceback, *answer;
 
-    if (!self->lease || self->lease == Py_None)
+    if (!is_leased(self))
         return;
     PyErr_Fetch(&type, &error, &traceback);
     answer = PyObject_CallMethod(object, "_abandon", NULL);
@@ -86,16 +93,17 @@ static void proxy_finalize(PyObject *object) {
 
 static void proxy_dealloc(PyObject *object) {
     PyObject_GC_UnTrack(object);
+    dbp_py_owner_leave((dbp_py_proxy *)object);
     proxy_clear(object);
     Py_TYPE(object)->tp_free(object);
 }
 
 /* 1, 0, or -1 with an exception. Only tests have other leases than ours. */
-static int lasts(const proxy_object *self) {
+static int lasts(const dbp_py_proxy *self) {
     PyObject *answer;
     int yes;
 
-    if (!self->lease || self->lease == Py_None)
+    if (!is_leased(self))
         return 0;
     if (Py_TYPE(self->lease) == &dbp_py_lease_type)
         return dbp_py_lease_valid((const dbp_py_lease *)self->lease);
@@ -108,7 +116,7 @@ static int lasts(const proxy_object *self) {
 }
 
 /* Raises Database.<name>(...), Database being the class's DB-API module. */
-static void refuse(proxy_object *self, const char *name, const char *number, const char *text) {
+static void refuse(dbp_py_proxy *self, const char *name, const char *number, const char *text) {
     PyObject *database = PyObject_GetAttrString((PyObject *)self, "Database"), *type = NULL, *error = NULL;
 
     if (database)
@@ -122,7 +130,7 @@ static void refuse(proxy_object *self, const char *name, const char *number, con
     Py_XDECREF(database);
 }
 
-static int check(proxy_object *self) {
+int dbp_py_proxy_check(dbp_py_proxy *self) {
     int yes = lasts(self);
 
     if (yes < 0)
@@ -137,10 +145,10 @@ static int check(proxy_object *self) {
 }
 
 static PyObject *proxy_open_target(PyObject *object, PyObject *ignored) {
-    proxy_object *self = (proxy_object *)object;
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
 
     (void)ignored;
-    if (check(self) < 0)
+    if (dbp_py_proxy_check(self) < 0)
         return NULL;
     Py_INCREF(self->target);
     return self->target;
@@ -168,20 +176,16 @@ static void failed(PyObject *driver) {
     Py_XDECREF(instead);
 }
 
-static PyObject *proxy_call(PyObject *object, PyObject *const *args, Py_ssize_t n, PyObject *names) {
-    proxy_object *self = (proxy_object *)object;
-    PyObject *driver, *answer;
-
-    if (n < 1) {
-        PyErr_SetString(PyExc_TypeError, "_call(method, ...)");
-        return NULL;
-    }
-    if (check(self) < 0)
-        return NULL;
-    driver = self->driver;
-    Py_INCREF(driver);
+int dbp_py_proxy_begin(dbp_py_proxy *self, PyObject **driver) {
+    if (dbp_py_proxy_check(self) < 0)
+        return -1;
+    *driver = self->driver;
+    Py_INCREF(*driver);
     self->busy = 1;
-    answer = PyObject_Vectorcall(args[0], args + 1, (size_t)(n - 1), names);
+    return 0;
+}
+
+PyObject *dbp_py_proxy_end(dbp_py_proxy *self, PyObject *driver, PyObject *answer) {
     if (!answer)
         failed(driver); /* still busy: nobody comes between */
     self->busy = 0;
@@ -189,8 +193,73 @@ static PyObject *proxy_call(PyObject *object, PyObject *const *args, Py_ssize_t 
     return answer;
 }
 
+static PyObject *proxy_call(PyObject *object, PyObject *const *args, Py_ssize_t n, PyObject *names) {
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
+    PyObject *driver;
+
+    if (n < 1) {
+        PyErr_SetString(PyExc_TypeError, "_call(method, ...)");
+        return NULL;
+    }
+    if (dbp_py_proxy_begin(self, &driver) < 0)
+        return NULL;
+    return dbp_py_proxy_end(self, driver, PyObject_Vectorcall(args[0], args + 1, (size_t)(n - 1), names));
+}
+
+/* ---- the end ---- */
+
+static PyObject *proxy_close(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"commit", NULL};
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
+    PyObject *lease;
+    int commit = 1, rc;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|p:close", names, &commit))
+        return NULL;
+    if (!is_leased(self))
+        Py_RETURN_NONE;
+    if (self->busy) {
+        dbp_py_proxy_check(self); /* raises */
+        return NULL;
+    }
+    if (!commit)
+        self->undo = 1;
+    if (--self->users > 0)
+        Py_RETURN_NONE;
+    lease = self->lease;
+    self->lease = NULL;
+    dbp_py_owner_leave(self);
+    if (self->watched && self->watched != Py_None) {
+        PyObject *answer = PyObject_CallMethod(object, "_unwatch", NULL);
+
+        if (!answer)
+            PyErr_WriteUnraisable(object); /* the lease goes back all the same */
+        Py_XDECREF(answer);
+    }
+    rc = dbp_py_checkout_return(self->profile, lease, self->driver, !self->undo);
+    Py_DECREF(lease);
+    if (rc < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* From a finaliser, a greenlet's or a thread's end: memory only. */
+static PyObject *proxy_abandon(PyObject *object, PyObject *ignored) {
+    dbp_py_proxy *self = (dbp_py_proxy *)object;
+    PyObject *lease = self->lease, *answer;
+
+    (void)ignored;
+    if (!is_leased(self))
+        Py_RETURN_NONE;
+    self->lease = NULL;
+    dbp_py_owner_leave(self);
+    answer = PyObject_CallMethod(self->profile, "give_up", "OOO", lease, self->driver, self->busy ? Py_True : Py_False);
+    Py_DECREF(lease);
+    return answer;
+}
+
 static PyObject *proxy_is_open(PyObject *object, void *closure) {
-    int yes = lasts((proxy_object *)object);
+    int yes = lasts((dbp_py_proxy *)object);
 
     (void)closure;
     return yes < 0 ? NULL : PyBool_FromLong(yes);
@@ -200,17 +269,20 @@ static PyMethodDef proxy_methods[] = {
     {"_open", proxy_open_target, METH_NOARGS, "_open() -> the driver object, if it may be used now"},
     {"_call", (PyCFunction)(void (*)(void))proxy_call, METH_FASTCALL | METH_KEYWORDS,
      "_call(method, ...): calls a method that may use the wire"},
+    {"close", (PyCFunction)(void (*)(void))proxy_close, METH_VARARGS | METH_KEYWORDS,
+     "close(commit=True)\n\nReturns the lease. Never waits for the server, and never raises for a session that is gone "
+     "already.\n\ncommit=False: an open transaction is rolled back also where the pool's reset_on_return is 'commit'."},
+    {"_abandon", proxy_abandon, METH_NOARGS, "_abandon(): returns a lease that nobody closed"},
     {NULL, NULL, 0, NULL}};
 
-static PyMemberDef proxy_members[] = {{"_profile", T_OBJECT_EX, offsetof(proxy_object, profile), 0, NULL},
-                                      {"_lease", T_OBJECT_EX, offsetof(proxy_object, lease), 0, NULL},
-                                      {"_driver", T_OBJECT_EX, offsetof(proxy_object, driver), 0, NULL},
-                                      {"_target", T_OBJECT_EX, offsetof(proxy_object, target), 0, NULL},
-                                      {"_owner", T_OBJECT_EX, offsetof(proxy_object, owner), 0, NULL},
-                                      {"_watched", T_OBJECT, offsetof(proxy_object, watched), 0, NULL},
-                                      {"_users", T_INT, offsetof(proxy_object, users), 0, NULL},
-                                      {"_busy", T_BOOL, offsetof(proxy_object, busy), 0, NULL},
-                                      {"_undo", T_BOOL, offsetof(proxy_object, undo), 0, NULL},
+static PyMemberDef proxy_members[] = {{"_profile", T_OBJECT_EX, offsetof(dbp_py_proxy, profile), 0, NULL},
+                                      {"_lease", T_OBJECT, offsetof(dbp_py_proxy, lease), 0, NULL},
+                                      {"_driver", T_OBJECT_EX, offsetof(dbp_py_proxy, driver), 0, NULL},
+                                      {"_target", T_OBJECT_EX, offsetof(dbp_py_proxy, target), 0, NULL},
+                                      {"_watched", T_OBJECT, offsetof(dbp_py_proxy, watched), 0, NULL},
+                                      {"_users", T_INT, offsetof(dbp_py_proxy, users), 0, NULL},
+                                      {"_busy", T_BOOL, offsetof(dbp_py_proxy, busy), 0, NULL},
+                                      {"_undo", T_BOOL, offsetof(dbp_py_proxy, undo), 0, NULL},
                                       {NULL, 0, 0, 0, NULL}};
 
 static PyGetSetDef proxy_getset[] = {{"open", proxy_is_open, NULL, "True while the lease lasts.", NULL},
@@ -218,7 +290,7 @@ static PyGetSetDef proxy_getset[] = {{"open", proxy_is_open, NULL, "True while t
 
 PyTypeObject dbp_py_proxy_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "dbpool._dbpool.Proxy",
-    .tp_basicsize = sizeof(proxy_object),
+    .tp_basicsize = sizeof(dbp_py_proxy),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_FINALIZE,
     .tp_doc = "Proxy(profile, lease, driver): see lease.py, whose classes name the DB-API module in Database.",
     .tp_new = PyType_GenericNew,

@@ -116,6 +116,10 @@ int dbp_py_wait_unlocked(int fd, bool reading, int timeout_ms, void (*failed)(in
     return ready;
 }
 
+bool dbp_py_wait_is_set_up(void) {
+    return hook || !PyDict_GetItemString(PyImport_GetModuleDict(), "gevent._hub_local");
+}
+
 PyObject *dbp_py_set_wait_hook(PyObject *module, PyObject *callable) {
     (void)module;
     if (callable != Py_None && !PyCallable_Check(callable)) {

@@ -122,9 +122,8 @@ class Fallback(MySQLdb.connections.Connection):
             self._command(b"SET autocommit=%d" % bool(on))
 
 
-class Driver:
-    __slots__ = ("session", "incarnation", "connection", "native", "cooperative", "broken", "unread", "facts_row",
-                 "_wait_ms", "tracked", "renew", "lent")
+class Driver(_dbpool.Driver):
+    __slots__ = ("cooperative", "facts_row", "_wait_ms", "renew", "lent")
 
     def __init__(self, lease, spec, local):
         fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
@@ -139,8 +138,6 @@ class Driver:
     def _build(self, lease, spec, local, fd, facts):
         self.session = lease.session
         self.incarnation = lease.incarnation
-        self.broken = False
-        self.unread = None
         self.facts_row = facts.row
         self.tracked = facts.tracked
         self.renew = False  # another object is made for the next lease
@@ -176,6 +173,7 @@ class Driver:
         if self.connection.thread_id() != facts.connection_id:
             self.destroy()
             raise ConfigurationError("dbpool: the replayed login gave mysqlclient another session's number")
+        self.quick = self.cooperative
 
     @staticmethod
     def _login(make, facts, spec, arguments, status):
@@ -220,11 +218,12 @@ class Driver:
             how, status, grown, changed = self.native.settle(autocommit)
             if self.broken or how == _dbpool.DOOM:
                 return _dbpool.DOOM, status, False
-            self.unread = None
+            self.native.unread = None
+            self.odd = False
             if reset == "full" or (reset == "auto" and (changed or not self.tracked)):
                 how = _dbpool.FULL
             return how, status, not (grown or self.renew or self.lent.pairs and self.lent.changed())
-        if self.broken or self.unread is not None or self.native.more_results():
+        if self.broken or self.native.unread is not None or self.native.more_results():
             return _dbpool.DOOM, 0, False
         how = _dbpool.FULL if reset in ("auto", "full") else _dbpool.RESET
         return how, _STATUS_AUTOCOMMIT if autocommit else 0, not (self.renew or self.lent.changed())
@@ -246,14 +245,11 @@ class Driver:
         if name not in QUIET:
             self.native.mark()
         if name == "set_character_set":
-            self.renew = True  # its idea of the character set is in the library
+            self.renew = self.odd = True  # its idea of the character set is in the library
 
     def lend(self, value):
         self.lent.add(value)
-
-    def noted(self, method, *args):
-        self.native.note()
-        return method(*args)
+        self.odd = True
 
     def autocommit(self, on):
         self.native.expect_autocommit()
@@ -272,23 +268,11 @@ class Driver:
         if fd >= 0:
             waiting.forget(fd)
         self.native.fence()
-        self.unread = None
+        self.native.unread = None
         self.native.drop()
         if not self.cooperative and self.connection is not None:
             self.connection._dbpool_wait = None
         self.connection = None
-
-    # ---- unbuffered results ----
-
-    def keep(self, result):
-        """An unbuffered result that dies reads the rest of its rows: it must not die in a finaliser."""
-        self.unread = result
-        return result
-
-    def finish_dropped(self):
-        """Before a query: if the user dropped an unread result, its rows are read here, as the stock driver does."""
-        if self.unread is not None and sys.getrefcount(self.unread) <= 2:
-            self.unread = None
 
 
 class Connection(LeasedConnection):
@@ -297,46 +281,28 @@ class Connection(LeasedConnection):
     __slots__ = ()
     Database = MySQLdb
 
-    def query(self, query):
-        driver = self._driver
-        if driver is not None and driver.unread is not None:
-            self._call(driver.finish_dropped)
-        return self._call(driver.native.query, query)
-
-    def commit(self):
-        return self._call(self._driver.noted, self._target.commit)
-
-    def rollback(self):
-        return self._call(self._driver.noted, self._target.rollback)
+    query = _dbpool.query()
+    store_result = _dbpool.command("store_result")
+    next_result = _dbpool.command("next_result")
+    literal = _dbpool.ask("literal")
+    affected_rows = _dbpool.ask("affected_rows")
+    insert_id = _dbpool.ask("insert_id")
+    encoding = _dbpool.value("encoding")
 
     def autocommit(self, on):
         return self._call(self._driver.autocommit, on)
 
-    def store_result(self):
-        return self._call(self._target.store_result)
-
     def use_result(self):
-        return self._driver.keep(self._call(self._target.use_result))
-
-    def next_result(self):
-        return self._call(self._target.next_result)
+        """The result is kept by the object: one that dies unread reads the rest of its rows, which no finaliser may."""
+        result = self._driver.native.unread = self._call(self._target.use_result)
+        self._driver.odd = True
+        return result
 
     def ping(self, reconnect=None):
         """Never reconnects: that would be a connection outside the pool."""
-        return self._call(self._driver.noted, self._target.ping)
+        return self._ping()
 
-    def literal(self, o):
-        return self._open().literal(o)
-
-    @property
-    def encoding(self):
-        return self._open().encoding
-
-    def affected_rows(self):
-        return self._open().affected_rows()
-
-    def insert_id(self):
-        return self._open().insert_id()
+    _ping = _dbpool.command("ping")
 
 
 for _name in ("Warning", "Error", "InterfaceError", "DatabaseError", "DataError", "OperationalError", "IntegrityError",

@@ -63,8 +63,8 @@ class PooledConnection(StockConnection):
         super().ping(False)
 
 
-class Driver:
-    __slots__ = ("session", "incarnation", "connection", "wire", "facts_row", "broken", "tracked", "lent", "_names")
+class Driver(_dbpool.Driver):
+    __slots__ = ("wire", "facts_row", "lent", "_names")
 
     def __init__(self, lease, spec, local):
         fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
@@ -74,7 +74,6 @@ class Driver:
         self.facts_row = facts.row
         self.session = lease.session
         self.incarnation = lease.incarnation
-        self.broken = False
         self.tracked = facts.tracked
         self.lent = Lent()
         self.wire = _dbpool.Wire(facts, spec["charset"].decode(), lease.status(), pymysql.InterfaceError)
@@ -182,11 +181,13 @@ class Connection(LeasedConnection):
     __slots__ = ()
     Database = pymysql
 
-    def query(self, sql, unbuffered=False):
-        return self._call(self._target.query, sql, unbuffered=unbuffered)
-
-    def next_result(self, unbuffered=False):
-        return self._call(self._target.next_result, unbuffered=unbuffered)
+    query = _dbpool.command("query")
+    next_result = _dbpool.command("next_result")
+    literal = _dbpool.ask("literal")
+    escape = _dbpool.ask("escape")
+    insert_id = _dbpool.ask("insert_id")
+    encoding = _dbpool.value("encoding")
+    _result = _dbpool.value("_result")
 
     def ping(self, reconnect=False):
         """Never reconnects: that would be a connection outside the pool."""
@@ -197,23 +198,6 @@ class Connection(LeasedConnection):
 
     def connect(self, sock=None):
         raise self.Database.InterfaceError(0, "dbpool: a leased connection cannot reconnect; close it and take another")
-
-    def literal(self, obj):
-        return self._open().literal(obj)
-
-    def escape(self, obj, mapping=None):
-        return self._open().escape(obj, mapping)
-
-    @property
-    def encoding(self):
-        return self._open().encoding
-
-    @property
-    def _result(self):
-        return self._open()._result
-
-    def insert_id(self):
-        return self._open().insert_id()
 
 
 def abandon(connection):
