@@ -36,7 +36,9 @@ class LeasedConnection(_dbpool.Proxy):
     def cursor(self, cursorclass=None):
         target = self._open()
         wanted = cursorclass or target.cursorclass
-        return (_cursor_classes.get(wanted) or _cursor_class(wanted))(self)
+        cursor = (_cursor_classes.get(wanted) or _cursor_class(wanted))(self)
+        cursor._dbpool_proxy = self
+        return cursor
 
     commit = _dbpool.command("commit")
     rollback = _dbpool.command("rollback")
@@ -143,30 +145,27 @@ def _iterates(method):
     return iterates
 
 
+def _finishes_first(close):
+    def finishes_first(self):
+        # PyMySQL reads what is left of an unbuffered result, behind the connection's back.
+        result = self._result
+        if getattr(result, "unbuffered_active", False) and self.connection is not None:
+            self._dbpool_proxy._call(result._finish_unbuffered_query)
+        close(self)
+
+    finishes_first.__name__ = close.__name__
+    return finishes_first
+
+
 def _cursor_class(base):
     """base, stopped when the lease ends. A subclass, so that isinstance() and the user's own methods work."""
     made = _cursor_classes.get(base)
     if made is None:
         names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
 
-        def __init__(self, proxy):
-            self._dbpool_proxy = proxy
-            base.__init__(self, proxy)
-
-        def close(self):
-            # Harmless after the return, as close() of the connection is. And on a session that something broke off: to
-            # tidy up would only put another error in the place of what did.
-            if self._dbpool_proxy.open and not self._dbpool_proxy._driver.broken:
-                # PyMySQL reads what is left of an unbuffered result, behind the connection's back.
-                result = getattr(self, "_result", None)
-                if getattr(result, "unbuffered_active", False) and self.connection is not None:
-                    self._dbpool_proxy._call(result._finish_unbuffered_query)
-                base.close(self)
-            else:
-                self.connection = None
-
-        names["__init__"] = __init__
-        names["close"] = close
+        close = _finishes_first(base.close) if hasattr(base, "read_next") else base.close
+        names["close"] = _dbpool.closing(close)
+        names["_dbpool_proxy"] = None  # while it is made
         if hasattr(base, "__del__"):
             names["__del__"] = lambda self: None  # PyMySQL's would read the rest of the rows in a finaliser
         for name in _CHECKED:

@@ -140,6 +140,8 @@ typedef struct dbp_py_proxy {
 extern PyTypeObject dbp_py_proxy_type;
 /* A proxy of that type, which no Owner has yet. */
 dbp_py_proxy *dbp_py_proxy_make(PyTypeObject *type, PyObject *profile, PyObject *lease, dbp_py_driver *driver);
+/* 1 while the lease lasts, 0, or -1. */
+int dbp_py_proxy_lasts(const dbp_py_proxy *self);
 /* The lease lasts and nobody else uses it now: 0 or -1. */
 int dbp_py_proxy_check(dbp_py_proxy *self);
 /* Around a call that may use the wire: check and be busy; then the call's answer (or NULL) is passed on, or what the

@@ -8,6 +8,7 @@
  *   value(name)        of a proxy: the driver object's attribute
  *   checked(function)  of a cursor: the function
  *   guarded(function)  of a cursor: the function, which uses the wire
+ *   closing(function)  of a cursor: the function, unless there is nothing to tidy up any more
  */
 #include "ext.h"
 
@@ -23,7 +24,7 @@ typedef struct {
 } method_object;
 
 static PyTypeObject method_type, value_type;
-static PyObject *name_query, *name_proxy;
+static PyObject *name_query, *name_proxy, *name_connection;
 
 static dbp_py_proxy *proxy_of(PyObject *const *args, size_t n) {
     if (PyVectorcall_NARGS(n) >= 1 && PyObject_TypeCheck(args[0], &dbp_py_proxy_type))
@@ -32,12 +33,15 @@ static dbp_py_proxy *proxy_of(PyObject *const *args, size_t n) {
     return NULL;
 }
 
+/* Tests have other drivers. */
+static bool is_ours(const dbp_py_proxy *proxy) {
+    return PyObject_TypeCheck(proxy->driver, &dbp_py_driver_type);
+}
+
 /* Borrowed: mysqlclient's Native; NULL with PyMySQL. */
 static PyObject *native_of(const dbp_py_proxy *proxy) {
-    PyObject *native = NULL;
+    PyObject *native = is_ours(proxy) ? ((dbp_py_driver *)proxy->driver)->native : NULL;
 
-    if (PyObject_TypeCheck(proxy->driver, &dbp_py_driver_type))
-        native = ((dbp_py_driver *)proxy->driver)->native;
     return native && Py_TYPE(native) == &dbp_py_native_type ? native : NULL;
 }
 
@@ -91,43 +95,63 @@ static PyObject *ask_call(PyObject *method, PyObject *const *args, size_t n, PyO
     return call_on(proxy->target, ((method_object *)method)->what, args, n, names);
 }
 
-/* A cursor's proxy: a new reference. */
-static dbp_py_proxy *of_cursor(PyObject *const *args, size_t n) {
+/* A cursor's proxy (lease.py's cursor() sets it): 1 with a new reference, 0 while the cursor is made, or -1. */
+static int of_cursor(PyObject *const *args, size_t n, dbp_py_proxy **proxyp) {
     PyObject *proxy;
 
     if (PyVectorcall_NARGS(n) < 1) {
         PyErr_SetString(PyExc_TypeError, "dbpool: this is a method of a cursor");
-        return NULL;
+        return -1;
     }
     proxy = PyObject_GetAttr(args[0], name_proxy);
-    if (proxy && !PyObject_TypeCheck(proxy, &dbp_py_proxy_type)) {
-        PyErr_SetString(PyExc_TypeError, "dbpool: this is a method of a leased connection's cursor");
-        Py_CLEAR(proxy);
-    }
-    return (dbp_py_proxy *)proxy;
+    *proxyp = (dbp_py_proxy *)proxy;
+    if (!proxy || PyObject_TypeCheck(proxy, &dbp_py_proxy_type))
+        return proxy ? 1 : -1;
+    Py_DECREF(proxy);
+    return 0;
 }
 
 static PyObject *checked_call(PyObject *method, PyObject *const *args, size_t n, PyObject *names) {
-    dbp_py_proxy *proxy = of_cursor(args, n);
-    int rc;
+    dbp_py_proxy *proxy;
+    int rc = of_cursor(args, n, &proxy);
 
-    if (!proxy)
-        return NULL;
-    rc = dbp_py_proxy_check(proxy);
-    Py_DECREF(proxy);
+    if (rc > 0) {
+        rc = dbp_py_proxy_check(proxy);
+        Py_DECREF(proxy);
+    }
     return rc < 0 ? NULL : PyObject_Vectorcall(((method_object *)method)->what, args, n, names);
 }
 
 static PyObject *guarded_call(PyObject *method, PyObject *const *args, size_t n, PyObject *names) {
-    dbp_py_proxy *proxy = of_cursor(args, n);
-    PyObject *driver, *answer = NULL;
+    PyObject *what = ((method_object *)method)->what, *driver, *answer = NULL;
+    dbp_py_proxy *proxy;
+    int rc = of_cursor(args, n, &proxy);
 
-    if (!proxy)
-        return NULL;
+    if (rc <= 0)
+        return rc < 0 ? NULL : PyObject_Vectorcall(what, args, n, names);
     if (dbp_py_proxy_begin(proxy, &driver) == 0)
-        answer = dbp_py_proxy_end(proxy, driver, PyObject_Vectorcall(((method_object *)method)->what, args, n, names));
+        answer = dbp_py_proxy_end(proxy, driver, PyObject_Vectorcall(what, args, n, names));
     Py_DECREF(proxy);
     return answer;
+}
+
+/* close() is harmless after the return, as the connection's is. And on a session that something broke off, to tidy up
+ * would only put another error in the place of what did. */
+static PyObject *closing_call(PyObject *method, PyObject *const *args, size_t n, PyObject *names) {
+    dbp_py_proxy *proxy;
+    int rc = of_cursor(args, n, &proxy);
+
+    if (rc > 0) {
+        rc = dbp_py_proxy_lasts(proxy);
+        if (rc > 0 && is_ours(proxy) && ((dbp_py_driver *)proxy->driver)->broken)
+            rc = 0;
+        Py_DECREF(proxy);
+    }
+    if (rc > 0)
+        return PyObject_Vectorcall(((method_object *)method)->what, args, n, names);
+    if (rc < 0 || PyObject_SetAttr(args[0], name_connection, Py_None) < 0)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* ---- the types ---- */
@@ -270,6 +294,11 @@ static PyObject *guarded(PyObject *module, PyObject *function) {
     return make(&method_type, guarded_call, function);
 }
 
+static PyObject *closing(PyObject *module, PyObject *function) {
+    (void)module;
+    return make(&method_type, closing_call, function);
+}
+
 PyMethodDef dbp_py_method_methods[] = {
     {"command", command, METH_O, "command(name): see src/methods.c"},
     {"query", query, METH_NOARGS, "query(): see src/methods.c"},
@@ -277,10 +306,12 @@ PyMethodDef dbp_py_method_methods[] = {
     {"value", value, METH_O, "value(name): see src/methods.c"},
     {"checked", checked, METH_O, "checked(function): see src/methods.c"},
     {"guarded", guarded, METH_O, "guarded(function): see src/methods.c"},
+    {"closing", closing, METH_O, "closing(function): see src/methods.c"},
     {NULL, NULL, 0, NULL}};
 
 int dbp_py_methods_init(void) {
     name_query = PyUnicode_InternFromString("query");
     name_proxy = PyUnicode_InternFromString("_dbpool_proxy");
-    return name_query && name_proxy && PyType_Ready(&method_type) == 0 && PyType_Ready(&value_type) == 0 ? 0 : -1;
+    name_connection = PyUnicode_InternFromString("connection");
+    return name_query && name_proxy && name_connection && PyType_Ready(&method_type) == 0 && PyType_Ready(&value_type) == 0 ? 0 : -1;
 }

@@ -98,8 +98,8 @@ static void proxy_dealloc(PyObject *object) {
     Py_TYPE(object)->tp_free(object);
 }
 
-/* 1, 0, or -1 with an exception. Only tests have other leases than ours. */
-static int lasts(const dbp_py_proxy *self) {
+/* Only tests have other leases than ours. */
+int dbp_py_proxy_lasts(const dbp_py_proxy *self) {
     PyObject *answer;
     int yes;
 
@@ -131,7 +131,7 @@ static void refuse(dbp_py_proxy *self, const char *name, const char *number, con
 }
 
 int dbp_py_proxy_check(dbp_py_proxy *self) {
-    int yes = lasts(self);
+    int yes = dbp_py_proxy_lasts(self);
 
     if (yes < 0)
         return -1;
@@ -259,7 +259,7 @@ static PyObject *proxy_abandon(PyObject *object, PyObject *ignored) {
 }
 
 static PyObject *proxy_is_open(PyObject *object, void *closure) {
-    int yes = lasts((dbp_py_proxy *)object);
+    int yes = dbp_py_proxy_lasts((dbp_py_proxy *)object);
 
     (void)closure;
     return yes < 0 ? NULL : PyBool_FromLong(yes);
