@@ -208,13 +208,17 @@ static PyObject *proxy_call(PyObject *object, PyObject *const *args, Py_ssize_t 
 
 /* ---- the end ---- */
 
-static PyObject *proxy_close(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"commit", NULL};
+static PyObject *proxy_close(PyObject *object, PyObject *const *args, Py_ssize_t n, PyObject *names) {
+    Py_ssize_t all = n + (names ? PyTuple_GET_SIZE(names) : 0);
     dbp_py_proxy *self = (dbp_py_proxy *)object;
-    PyObject *lease;
     int commit = 1, rc;
+    PyObject *lease;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|p:close", names, &commit))
+    if (all > 1 || (all > n && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "commit") != 0)) {
+        PyErr_SetString(PyExc_TypeError, "close(commit=True) takes nothing else");
+        return NULL;
+    }
+    if (all == 1 && (commit = PyObject_IsTrue(args[0])) < 0)
         return NULL;
     if (!is_leased(self))
         Py_RETURN_NONE;
@@ -269,7 +273,7 @@ static PyMethodDef proxy_methods[] = {
     {"_open", proxy_open_target, METH_NOARGS, "_open() -> the driver object, if it may be used now"},
     {"_call", (PyCFunction)(void (*)(void))proxy_call, METH_FASTCALL | METH_KEYWORDS,
      "_call(method, ...): calls a method that may use the wire"},
-    {"close", (PyCFunction)(void (*)(void))proxy_close, METH_VARARGS | METH_KEYWORDS,
+    {"close", (PyCFunction)(void (*)(void))proxy_close, METH_FASTCALL | METH_KEYWORDS,
      "close(commit=True)\n\nReturns the lease. Never waits for the server, and never raises for a session that is gone "
      "already.\n\ncommit=False: an open transaction is rolled back also where the pool's reset_on_return is 'commit'."},
     {"_abandon", proxy_abandon, METH_NOARGS, "_abandon(): returns a lease that nobody closed"},

@@ -98,46 +98,49 @@ def _introduce(wrapper, settings_dict):
 
 
 # Django makes the wrappers of all aliases at every request (gevent): what depends on their settings is done once.
-_policies = {}  # alias -> (POOL, OPTIONS, Policy): settings that had no problem
+_policies = {}  # alias -> (POOL, OPTIONS, Policy): settings that had no problem, and whose pool was introduced
 _profiles = {}  # alias -> (epoch, parameters, autocommit, isolation level, Profile)
 
-
-def _policy(alias, pool, options, problems):
-    have = _policies.get(alias)
-    if have is not None and have[0] is pool and have[1] is options:
-        return have[2]
-    found = settings.policy(alias, pool, problems)
-    if host.uwsgi() is not None:
-        settings.check_options(alias, options or {}, problems)
-    if not problems:
-        _policies[alias] = pool, options, found
-    return found
+_LOOKS_AT_VERSION = django.VERSION >= (4, 2)  # BaseDatabaseWrapper.init_connection_state() does
 
 
 class DatabaseWrapper(stock.DatabaseWrapper):
+    _pool_problems = ()  # what is wrong with the settings
+    _pool = None  # the Pool of self.connection; None: it is private
+    _connected_in = None  # epoch (forks above this process) of it
+    _fresh = False  # self.connection is a new lease, on which autocommit is what the settings say
+
     def __init__(self, settings_dict, *args, **kwargs):
         super().__init__(settings_dict, *args, **kwargs)
+        have = _policies.get(self.alias)
+        if have is not None and have[0] is settings_dict.get("POOL") and have[1] is settings_dict.get("OPTIONS"):
+            self._pool_policy = have[2]
+        else:
+            self._read_pool(settings_dict)
+
+    def _read_pool(self, settings_dict):
         # Said in the log now, raised at the first use: Django makes the wrappers of all aliases at every request, and
         # one bad alias is no reason to refuse pages that use another.
-        self._pool_problems = problems = []
-        self._pool_policy = _policy(self.alias, settings_dict.get("POOL"), settings_dict.get("OPTIONS"), problems)
-        if problems and tuple(problems) not in _said:
-            _said.add(tuple(problems))
-            log.error("\n".join(problems))
-        self._pool = None  # the Pool of self.connection; None: it is private
-        self._connected_in = None  # epoch (forks above this process) of it
-        self._fresh = False  # self.connection is a new lease, on which autocommit is what the settings say
-        if host.uwsgi() is not None and not problems:
+        pool, options = settings_dict.get("POOL"), settings_dict.get("OPTIONS")
+        problems = []
+        self._pool_policy = settings.policy(self.alias, pool, problems)
+        if host.uwsgi() is not None:
+            settings.check_options(self.alias, options or {}, problems)
+        if problems:
+            self._pool_problems = tuple(problems)
+            if self._pool_problems not in _said:
+                _said.add(self._pool_problems)
+                log.error("\n".join(problems))
+            return
+        if host.uwsgi() is not None:
             _introduce(self, settings_dict)
+            if self.alias not in _introduced:
+                return
+        _policies[self.alias] = pool, options, self._pool_policy
 
     # ---- connecting ----
     #
     # None of these needs async_unsafe of its own: Django calls them from methods that have it, or they call one.
-
-    def get_connection_params(self):
-        if self._pool_problems:
-            raise ImproperlyConfigured("\n".join(self._pool_problems))
-        return super().get_connection_params()
 
     def _identity(self, conn_params):
         autocommit = self.settings_dict["AUTOCOMMIT"]
@@ -156,31 +159,40 @@ class DatabaseWrapper(stock.DatabaseWrapper):
             log.error("%s", problem)
 
     def get_new_connection(self, conn_params):
+        if self._pool_problems:
+            raise ImproperlyConfigured("\n".join(self._pool_problems))
         self._connected_in = epoch = _dbpool.epoch()
         self._pool = None
         self._fresh = False
+        autocommit = self.settings_dict["AUTOCOMMIT"]
+        have = _profiles.get(self.alias)
+        if have is not None and have[:4] == (epoch, conn_params, autocommit, self.isolation_level):
+            profile = have[4]
+        else:
+            profile = self._profile(conn_params)
+            if profile is None:
+                return super().get_new_connection(conn_params)
+            _profiles[self.alias] = epoch, conn_params, autocommit, self.isolation_level, profile
+        connection = profile.connect()
+        self._pool = profile.pool
+        self._fresh = True
+        return connection
+
+    def _profile(self, conn_params):
+        """None: a private connection."""
         # Django's way to a server without a database is for creating test databases: private.
         if self.alias == NO_DB_ALIAS:
-            return super().get_new_connection(conn_params)
+            return None
         try:
             if host.where() != host.POOLED:
-                return super().get_new_connection(conn_params)
-            autocommit = self.settings_dict["AUTOCOMMIT"]
-            have = _profiles.get(self.alias)
-            if have is not None and have[:4] == (epoch, conn_params, autocommit, self.isolation_level):
-                profile = have[4]
-            else:
-                profile = pools.profile(*self._identity(conn_params), _prepare)
-                _profiles[self.alias] = epoch, conn_params, autocommit, self.isolation_level, profile
-                self._warn_of_kept_leases(profile.pool)
-            connection = profile.connect()
+                return None
+            profile = pools.profile(*self._identity(conn_params), _prepare)
         except settings.ConfigurationError as error:
             raise ImproperlyConfigured(str(error)) from None
         except host.NotReady as why:
             raise Database.OperationalError(0, str(why)) from None
-        self._pool = profile.pool
-        self._fresh = True
-        return connection
+        self._warn_of_kept_leases(profile.pool)
+        return profile
 
     def set_autocommit(self, autocommit, *args, **kwargs):
         # Django says it to each new connection, and ours has it. (On one that is shared, by use_threadlocal, it would
@@ -195,13 +207,16 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         # Half an atomic block, or what came after an error, is nothing to commit, whatever reset_on_return says.
         if self._pool is None or self.connection is None:
             return super()._close()
-        with self.wrap_database_errors:
-            return self.connection.close(commit=not (self.in_atomic_block or self.errors_occurred))
+        try:
+            return self.connection.close(not (self.in_atomic_block or self.errors_occurred))
+        except Database.Error:
+            with self.wrap_database_errors:
+                raise
 
     def init_connection_state(self):
         if self._pool is None:
             super().init_connection_state()
-        elif django.VERSION >= (4, 2):
+        elif _LOOKS_AT_VERSION:
             # Only looks at the server's version; what stock goes on to SET, the session has already.
             BaseDatabaseWrapper.init_connection_state(self)
 
@@ -241,12 +256,12 @@ class DatabaseWrapper(stock.DatabaseWrapper):
     # An application that queries while it is imported in the master, or that forks by itself, leaves its connection
     # object to the child. It is the parent's: the child drops it unused, without COM_QUIT, and connects for itself.
 
+    def _is_inherited(self):
+        return self.connection is not None and self._connected_in != _dbpool.epoch()
+
     def _forget_inherited(self):
-        connection = self.connection
-        if connection is None or self._connected_in == _dbpool.epoch():
-            return
         if self._pool is None and self._connected_in is not None:
-            drivers.of(Database).abandon(connection)
+            drivers.of(Database).abandon(self.connection)
         self.connection = None
         self._pool = None
         self.in_atomic_block = False
@@ -256,21 +271,27 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         self.run_on_commit = []
 
     def ensure_connection(self):
-        self._forget_inherited()
+        if self.connection is not None and self._is_inherited():
+            self._forget_inherited()
         super().ensure_connection()
 
     def close(self):
-        self._forget_inherited()
+        if self._is_inherited():
+            self._forget_inherited()
         super().close()
 
     def close_if_unusable_or_obsolete(self):
-        self._forget_inherited()
-        super().close_if_unusable_or_obsolete()
+        if self.connection is not None:
+            if self._is_inherited():
+                self._forget_inherited()
+            super().close_if_unusable_or_obsolete()
 
     def _commit(self):
-        self._forget_inherited()
+        if self._is_inherited():
+            self._forget_inherited()
         return super()._commit()
 
     def _rollback(self):
-        self._forget_inherited()
+        if self._is_inherited():
+            self._forget_inherited()
         return super()._rollback()
