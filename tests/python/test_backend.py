@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The Django backend where there is no pool: outside uWSGI as stock, and what it refuses inside."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from tests.support import Server
 
 import django
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 settings.configure(DATABASES={'default': {'ENGINE': 'dbpool.mysql'}}, USE_TZ=True)
 django.setup()
@@ -70,6 +71,43 @@ class Outside(unittest.TestCase):
         expected.close()
         connection._pool = types.SimpleNamespace(facts=row, server_data=(None, None))
         self.assertEqual(connection._server_data(), expected.mysql_server_data)
+
+    def test_parameters_follow_the_settings(self):
+        """They are remembered, but not longer than the settings are the same, to the depth of OPTIONS."""
+        connection = self.wrapper(OPTIONS={'isolation_level': 'serializable', 'init_command': 'DO 1', 'ssl': {}})
+        for change in (lambda: None, lambda: connection.settings_dict.update(PASSWORD='other'),
+                       lambda: connection.settings_dict['OPTIONS'].update(isolation_level='read uncommitted'),
+                       lambda: connection.settings_dict['OPTIONS']['ssl'].update(ca='/a')):
+            change()
+            expected = stock.DatabaseWrapper(connection.settings_dict, 'default')
+            for _ in range(2):
+                connection.isolation_level = None
+                params = connection.get_connection_params()
+                self.assertEqual(params, expected.get_connection_params())
+                self.assertEqual(connection.isolation_level, expected.isolation_level)
+                params['host'] = 'changed by a subclass'
+
+    def test_refused_where_an_event_loop_runs(self):
+        """By the same methods, in the same way, as Django's: async_unsafe."""
+        calls = {'connect': (), 'ensure_connection': (), 'cursor': (), 'create_cursor': (), 'commit': (), 'rollback': (),
+                 'close': (), 'savepoint': (), 'savepoint_commit': ('a',), 'savepoint_rollback': ('a',)}
+        ours, theirs = self.wrapper(), stock.DatabaseWrapper(self.wrapper().settings_dict, 'default')
+        self.assertIsNone(ours.ensure_connection())
+
+        async def refused(connection, name):
+            try:
+                getattr(connection, name)(*calls[name])
+            except SynchronousOnlyOperation as error:
+                return str(error)
+
+        for name in calls:
+            with self.subTest(name):
+                said = asyncio.run(refused(ours, name))
+                self.assertIsNotNone(said)
+                self.assertEqual(said, asyncio.run(refused(theirs, name)))
+        with mock.patch.dict(os.environ, DJANGO_ALLOW_ASYNC_UNSAFE='1'):
+            self.assertIsNone(asyncio.run(refused(ours, 'close')))
+        self.assertIsNone(ours.connection)
 
     def test_options_that_only_the_pool_refuses(self):
         connection = self.wrapper(OPTIONS={'compress': True})

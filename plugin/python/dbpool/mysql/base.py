@@ -21,6 +21,7 @@ from django.utils.functional import cached_property
 
 from .. import _dbpool, drivers, host, settings
 from .. import pool as pools
+from . import unasync
 
 log = logging.getLogger("dbpool")
 
@@ -99,12 +100,17 @@ def _introduce(wrapper, settings_dict):
 
 # Django makes the wrappers of all aliases at every request (gevent): what depends on their settings is done once.
 _policies = {}  # alias -> (POOL, OPTIONS, Policy): settings that had no problem, and whose pool was introduced
+_params = {}  # alias -> (settings, what get_connection_params() made of them, isolation level)
 _profiles = {}  # alias -> (epoch, parameters, autocommit, isolation level, Profile)
 
 _LOOKS_AT_VERSION = django.VERSION >= (4, 2)  # BaseDatabaseWrapper.init_connection_state() does
 
 
-class DatabaseWrapper(stock.DatabaseWrapper):
+def _copied(value):
+    return {key: _copied(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+class DatabaseWrapper(unasync.DatabaseWrapper):
     _pool_problems = ()  # what is wrong with the settings
     _pool = None  # the Pool of self.connection; None: it is private
     _connected_in = None  # epoch (forks above this process) of it
@@ -141,6 +147,15 @@ class DatabaseWrapper(stock.DatabaseWrapper):
     # ---- connecting ----
     #
     # None of these needs async_unsafe of its own: Django calls them from methods that have it, or they call one.
+
+    def get_connection_params(self):
+        have = _params.get(self.alias)
+        if have is not None and have[0] == self.settings_dict:
+            _, params, self.isolation_level = have
+            return dict(params)
+        params = super().get_connection_params()
+        _params[self.alias] = _copied(self.settings_dict), dict(params), self.isolation_level
+        return params
 
     def _identity(self, conn_params):
         autocommit = self.settings_dict["AUTOCOMMIT"]
@@ -271,7 +286,7 @@ class DatabaseWrapper(stock.DatabaseWrapper):
         self.run_on_commit = []
 
     def ensure_connection(self):
-        if self.connection is not None and self._is_inherited():
+        if self._is_inherited():
             self._forget_inherited()
         super().ensure_connection()
 
