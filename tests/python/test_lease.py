@@ -50,6 +50,27 @@ class AfterTheReturn(Case):
         self.assertEqual(self.target.commands, written)
         self.assertFalse(connection.open)
 
+    def test_methods_of_others(self):
+        """They are C: whatever they are called on, they raise."""
+        connection = self.connect()
+        cursor = connection.cursor()
+        for call in (lambda: fakes.Connection.query(object()), lambda: fakes.Connection.query(),
+                     lambda: fakes.Connection.literal(cursor, 1), lambda: type(cursor).fetchone(),
+                     lambda: fakes.Connection._result.__get__(cursor, None), lambda: connection.close(1, 2),
+                     lambda: connection.close(wrong=True), lambda: connection.commit(*range(20)),
+                     lambda: _dbpool.command(1), lambda: _dbpool.query().__get__(connection)('x')):
+            with self.assertRaises(TypeError):
+                call()
+        with self.assertRaises(AttributeError):
+            type(cursor).fetchone(object())
+        with self.assertRaises(AttributeError):
+            connection._result = None
+        self.assertEqual((connection.query.__name__, cursor.fetchone.__name__), ('query', 'fetchone'))
+        self.assertIn('query()', connection.query.__doc__)
+        self.assertFalse(connection._busy)
+        self.assertEqual(self.lease.released, [])
+        connection.close()
+
     def test_closing_again_is_harmless(self):
         connection = self.connect()
         cursor = connection.cursor()
@@ -230,6 +251,51 @@ class Backstops(Case):
         gevent.sleep(0)
         self.check_returned(_dbpool.RESET)
         self.assertEqual(kept[0].released, [(2, _dbpool.CLEAN)])
+
+    def test_nothing_stays_with_a_greenlet_that_goes_on(self):
+        """Closed or dropped: a greenlet that lives long does not gather what it has to do at its end."""
+        import gevent
+        counts = []
+
+        class Counting(gevent.Greenlet):
+            links = 0
+
+            def rawlink(self, callback):
+                self.links += 1
+                super().rawlink(callback)
+
+            def unlink(self, callback):
+                self.links -= 1
+                super().unlink(callback)
+
+        def works():
+            before = gevent.getcurrent().links
+            for _ in range(3):
+                fakes.Connection(self.profile, fakes.Lease(2), fakes.Driver(2)).close()
+                fakes.Connection(self.profile, fakes.Lease(2), fakes.Driver(2))
+            kept = fakes.Connection(self.profile, self.lease, self.driver)
+            counts.append(gevent.getcurrent().links - before)
+            kept.close()
+            counts.append(gevent.getcurrent().links - before)
+
+        greenlet = Counting(works)
+        greenlet.start()
+        greenlet.get()
+        self.assertEqual(counts, [1, 0])
+
+    def test_ended_by_another_greenlet(self):
+        import gevent
+        connection = []
+
+        def works():
+            connection.append(self.connect())
+            gevent.sleep(60)
+
+        greenlet = gevent.spawn(works)
+        gevent.sleep(0)
+        connection[0].close()
+        greenlet.kill()
+        self.check_returned(_dbpool.CLEAN)
 
     def test_killed_greenlet(self):
         import gevent

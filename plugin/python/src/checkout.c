@@ -93,9 +93,9 @@ static int checkout_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     Py_XSETREF(self->connection, (PyTypeObject *)connection);
     self->pool = pool;
     self->autocommit = (char)autocommit;
-    self->commits = strcmp(reset, "commit") == 0;
-    self->full = strcmp(reset, "full") == 0;
-    self->full_if_new = strcmp(reset, "auto") == 0;
+    self->commits = strcmp(reset, "commit") == 0 ? 1 : 0;
+    self->full = strcmp(reset, "full") == 0 ? 1 : 0;
+    self->full_if_new = strcmp(reset, "auto") == 0 ? 1 : 0;
     return 0;
 }
 
@@ -156,7 +156,8 @@ static PyObject *checkout_connect(PyObject *object, PyObject *ignored) {
         return NULL;
     driver = quick_driver(self, lease);
     if (!driver) {
-        PyObject *answer = PyErr_Occurred() ? NULL : PyObject_CallMethodOneArg(object, name_checkout, (PyObject *)lease);
+        PyObject *answer =
+            PyErr_Occurred() ? NULL : PyObject_CallMethodOneArg(object, name_checkout, (PyObject *)lease);
 
         Py_DECREF(lease);
         return answer;

@@ -125,16 +125,16 @@ int dbp_py_checkout_init(void);
 typedef struct dbp_py_owner dbp_py_owner;
 
 typedef struct dbp_py_proxy {
-    PyObject_HEAD PyObject *profile;                 /* pool.py's */
-    PyObject *lease;                                 /* NULL (or None) once it was returned */
-    PyObject *driver;                                /* drivers/' Driver */
-    PyObject *target;                                /* the driver object */
-    PyObject *watched;                               /* leaks.py's, with leak_threshold; NULL reads as None */
-    dbp_py_owner *owner;                             /* borrowed; NULL once nobody's end returns it */
-    struct dbp_py_proxy *next, *previous;            /* owner.c's list */
-    int users;                                       /* more than 1 where use_threadlocal gave it again */
-    char busy;                                       /* a call is under way */
-    char undo;                                       /* one of the users wants no commit */
+    PyObject_HEAD PyObject *profile;      /* pool.py's */
+    PyObject *lease;                      /* NULL (or None) once it was returned */
+    PyObject *driver;                     /* drivers/' Driver */
+    PyObject *target;                     /* the driver object */
+    PyObject *watched;                    /* leaks.py's, with leak_threshold; NULL reads as None */
+    dbp_py_owner *owner;                  /* borrowed; NULL once nobody's end returns it */
+    struct dbp_py_proxy *next, *previous; /* owner.c's list */
+    int users;                            /* more than 1 where use_threadlocal gave it again */
+    char busy;                            /* a call is under way */
+    char undo;                            /* one of the users wants no commit */
 } dbp_py_proxy;
 
 extern PyTypeObject dbp_py_proxy_type;

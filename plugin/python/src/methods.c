@@ -55,7 +55,7 @@ static PyObject *call_on(PyObject *receiver, PyObject *name, PyObject *const *ar
         return NULL;
     }
     stack[0] = receiver;
-    memcpy(stack + 1, args + 1, (all - 1) * sizeof(*stack));
+    memcpy(stack + 1, args + 1, (all - 1) * sizeof(PyObject *));
     Py_INCREF(receiver);
     answer = PyObject_VectorcallMethod(name, stack, (size_t)PyVectorcall_NARGS(n), names);
     Py_DECREF(receiver);
@@ -70,8 +70,7 @@ static PyObject *command_call(PyObject *method, PyObject *const *args, size_t n,
         return NULL;
     if (native_of(proxy))
         dbp_py_native_note(native_of(proxy));
-    return dbp_py_proxy_end(proxy, driver,
-                            call_on(proxy->target, ((method_object *)method)->what, args, n, names));
+    return dbp_py_proxy_end(proxy, driver, call_on(proxy->target, ((method_object *)method)->what, args, n, names));
 }
 
 static PyObject *query_call(PyObject *method, PyObject *const *args, size_t n, PyObject *names) {
@@ -183,7 +182,8 @@ static PyObject *value_get(PyObject *value, PyObject *object, PyObject *type) {
 static int value_set(PyObject *value, PyObject *object, PyObject *to) {
     (void)object;
     (void)to;
-    PyErr_Format(PyExc_AttributeError, "dbpool: %U of a leased connection cannot be set", ((method_object *)value)->what);
+    PyErr_Format(PyExc_AttributeError, "dbpool: %U of a leased connection cannot be set",
+                 ((method_object *)value)->what);
     return -1;
 }
 
@@ -299,19 +299,21 @@ static PyObject *closing(PyObject *module, PyObject *function) {
     return make(&method_type, closing_call, function);
 }
 
-PyMethodDef dbp_py_method_methods[] = {
-    {"command", command, METH_O, "command(name): see src/methods.c"},
-    {"query", query, METH_NOARGS, "query(): see src/methods.c"},
-    {"ask", ask, METH_O, "ask(name): see src/methods.c"},
-    {"value", value, METH_O, "value(name): see src/methods.c"},
-    {"checked", checked, METH_O, "checked(function): see src/methods.c"},
-    {"guarded", guarded, METH_O, "guarded(function): see src/methods.c"},
-    {"closing", closing, METH_O, "closing(function): see src/methods.c"},
-    {NULL, NULL, 0, NULL}};
+PyMethodDef dbp_py_method_methods[] = {{"command", command, METH_O, "command(name): see src/methods.c"},
+                                       {"query", query, METH_NOARGS, "query(): see src/methods.c"},
+                                       {"ask", ask, METH_O, "ask(name): see src/methods.c"},
+                                       {"value", value, METH_O, "value(name): see src/methods.c"},
+                                       {"checked", checked, METH_O, "checked(function): see src/methods.c"},
+                                       {"guarded", guarded, METH_O, "guarded(function): see src/methods.c"},
+                                       {"closing", closing, METH_O, "closing(function): see src/methods.c"},
+                                       {NULL, NULL, 0, NULL}};
 
 int dbp_py_methods_init(void) {
     name_query = PyUnicode_InternFromString("query");
     name_proxy = PyUnicode_InternFromString("_dbpool_proxy");
     name_connection = PyUnicode_InternFromString("connection");
-    return name_query && name_proxy && name_connection && PyType_Ready(&method_type) == 0 && PyType_Ready(&value_type) == 0 ? 0 : -1;
+    return name_query && name_proxy && name_connection && PyType_Ready(&method_type) == 0 &&
+                   PyType_Ready(&value_type) == 0
+               ? 0
+               : -1;
 }

@@ -34,7 +34,7 @@ typedef struct st_mysql MYSQL;
 #endif
 
 #define CAPSULE "_mysql.connection.native_connection" /* mysqlclient 1.4 to 2.2 */
-#define BUFFER_KEPT (1024u * 1024u) /* an object whose net buffer grew past this is not worth keeping */
+#define BUFFER_KEPT (1024ul * 1024ul) /* an object whose net buffer grew past this is not worth keeping */
 
 struct library {
     void *handle;
@@ -58,7 +58,7 @@ struct library {
 typedef struct {
     PyObject_HEAD PyObject *connection; /* never given up but by drop() */
     PyObject *exception;                /* what ended a wait; the driver can only say 2013 */
-    PyObject *unread;                   /* a result that is read row by row: kept, since one that dies reads all others */
+    PyObject *unread; /* a result that is read row by row: kept, since one that dies reads all others */
     MYSQL *mysql;
     int fd; /* the number that adopt() put the session under; -1 before and after */
     bool layout;

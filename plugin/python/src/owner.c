@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * Whose leases they are: an Owner's end returns those that were not closed. It is a greenlet's, called by gevent when the
- * greenlet is over (rawlink), or a thread's, dying with the thread's dict. It knows its proxies and does not keep them:
- * a dropped one is still collected. They know their Owner and do not keep it: nothing but its greenlet or thread may.
+ * Whose leases they are: an Owner's end returns those that were not closed. It is a greenlet's, called by gevent when
+ * the greenlet is over (rawlink), or a thread's, dying with the thread's dict. It knows its proxies and does not keep
+ * them: a dropped one is still collected. They know their Owner and do not keep it: nothing but its greenlet or thread
+ * may.
  */
 #include "ext.h"
 
@@ -14,8 +15,9 @@ struct dbp_py_owner {
     PyObject *weakrefs;
 };
 
-static PyObject *getcurrent;    /* greenlet.getcurrent, once the program has greenlets */
-static PyObject *bare_greenlet; /* greenlet.greenlet itself, which nobody can link to: the main one of a thread is of it */
+static PyObject *getcurrent; /* greenlet.getcurrent, once the program has greenlets */
+static PyObject
+    *bare_greenlet; /* greenlet.greenlet itself, which nobody can link to: the main one of a thread is of it */
 static PyObject *name_rawlink, *name_unlink, *name_abandon, *key_in_thread;
 
 /* ---- the list ---- */
