@@ -113,6 +113,34 @@ class Hub(unittest.TestCase):
         self.assertIs(waiting.wait(a.fileno(), True, 0), False)
         self.assertIs(waiting.wait(a.fileno(), False, LONG), True)
 
+    def test_long_timeouts(self):
+        """One timer looks after all of them, and rests when there are none."""
+        made = pairs(self, 3)
+        reactor = self.reactor
+        with mock.patch.object(waiting, 'LONG_MS', 5), mock.patch.object(waiting, 'PATROL_S', 0.01):
+            reactor.patrol = self.hub.loop.timer(0.01, 0.01, ref=False)
+            answers = []
+            for (a, b), ms in zip(made, (5, 50, LONG)):
+                gevent.spawn(lambda fd, ms: answers.append((ms, waiting.wait(fd, True, ms))), a.fileno(), ms)
+            gevent.sleep(0)
+            self.assertTrue(reactor.patrol.active)
+            while len(answers) < 2:
+                gevent.sleep(0.01)
+            self.assertEqual(answers, [(5, False), (50, False)])
+            made[2][1].send(b'x')
+            while reactor.patrol.active:
+                gevent.sleep(0.01)
+            self.assertEqual(answers[2:], [(LONG, True)])
+            self.assertEqual(reactor.long, {})
+            # A wait that is over leaves no deadline to the next one on the same fd.
+            self.assertIs(waiting.wait(made[2][0].fileno(), True, 5), True)
+            made[2][0].recv(1)
+            greenlet = gevent.spawn(waiting.wait, made[2][0].fileno(), True, -1)
+            gevent.sleep(0.05)
+            self.assertFalse(greenlet.ready())
+            made[2][1].send(b'x')
+            self.assertIs(greenlet.get(), True)
+
     def test_exceptions_leave_nothing(self):
         (a, b), = pairs(self, 1)
         with self.assertRaises(gevent.Timeout):

@@ -13,12 +13,18 @@ processes, and a leftover would wake this one for their replies.
 import os
 import sys
 from collections import deque
+from time import monotonic
 
 from . import _dbpool
 
 # Drivers cannot say "no limit" to libmariadb without losing the wait hook, so they say this (drivers/mysqlclient.py).
 FOREVER_S = 2000000
 FOREVER_MS = FOREVER_S * 1000
+
+# A timer of one's own is a good part of what a wait costs. So time-outs from here on, the default of 300 s among them,
+# are looked after by one timer for all, and may be late by its interval.
+LONG_MS = 20000
+PATROL_S = 1.0
 
 _TIMED_OUT = object()
 
@@ -82,6 +88,8 @@ class Reactor:
         self.epoch = _dbpool.epoch()
         self.epoll = _dbpool.Epoll()
         self.waiters = {}  # fd -> Waiter
+        self.long = {}  # fd -> (Waiter, deadline): what patrol looks at; also waits that are over
+        self.patrol = hub.loop.timer(PATROL_S, PATROL_S, ref=False)
         self.make_waiter = sys.modules["gevent.hub"].Waiter
         # Unreferenced while nobody waits: it must not keep a loop alive that has nothing else to do.
         self.watcher = hub.loop.io(self.epoll.fileno(), 1, ref=False)
@@ -104,7 +112,11 @@ class Reactor:
             self.watcher.ref = True
         try:
             self.epoll.arm(fd, reading)
-            if 0 <= timeout_ms < FOREVER_MS:
+            if LONG_MS <= timeout_ms < FOREVER_MS:
+                self.long[fd] = waiter, monotonic() + timeout_ms / 1000.0
+                if not self.patrol.active:
+                    self.patrol.start(self._look)
+            elif 0 <= timeout_ms < LONG_MS:
                 timer = self.hub.loop.timer(timeout_ms / 1000.0)
                 timer.start(waiter.switch, _TIMED_OUT)
             return waiter.get() is not _TIMED_OUT
@@ -117,6 +129,21 @@ class Reactor:
                 self.epoll.forget(fd)
             if not waiters:
                 self.watcher.ref = False
+
+    def _look(self):
+        if self.epoch != _dbpool.epoch():
+            self.patrol.stop()
+            return
+        now = monotonic()
+        for fd, entry in list(self.long.items()):
+            waiter, deadline = entry
+            waits = self.waiters.get(fd) is waiter
+            if (now >= deadline or not waits) and self.long.get(fd) is entry:
+                del self.long[fd]
+                if waits:
+                    waiter.switch(_TIMED_OUT)
+        if not self.long:
+            self.patrol.stop()
 
     def forget(self, fd):
         self.epoll.forget(fd)

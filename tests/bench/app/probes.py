@@ -47,29 +47,34 @@ def _cooperative(port):
     return made, native
 
 
+FOUR = 4
 _kept = {}
 
 
 def latency(request):
-    """The same query by turns on a leased session, on a private one, and on a private one through a proxy."""
+    """The same query by turns on a leased session, on a private one, and on a private one through a proxy. Four of each:
+    which of the server's threads runs where makes more of a difference than anything that is compared here."""
     times, proxy = int(request.GET['times']), int(request.GET['proxy'])
     if not _kept:
         port = pools.parameters()['port']
-        _kept.update(private=_cooperative(port), private_too=_cooperative(port), proxied=_cooperative(proxy))
-    leased = pools.managed(4)()
-    connections = {'leased': leased, **{name: made for name, (made, _) in _kept.items()}}
+        for name, to in (('private', port), ('private_too', port), ('proxied', proxy)):
+            _kept[name] = [_cooperative(to) for _ in range(FOUR)]
+    leases = [pools.managed(FOUR)() for _ in range(FOUR)]
+    connections = {'leased': leases, **{name: [one for one, _ in made] for name, made in _kept.items()}}
     took = {name: [] for name in connections}
     order = list(connections.items())
-    for _ in range(times):
-        random.shuffle(order)  # who comes after whom makes a difference: caches, and where the server's threads run
-        for name, taken in order:
+    for turn in range(times):
+        random.shuffle(order)  # who comes after whom makes a difference too
+        for name, four in order:
+            taken = four[turn % FOUR]
             began = time.perf_counter_ns()
             cursor = taken.cursor()
             cursor.execute('SELECT name FROM item WHERE id = 7')
             cursor.fetchall()
             cursor.close()
             took[name].append(time.perf_counter_ns() - began)
-    leased.close()
+    for taken in leases:
+        taken.close()
     for values in took.values():
         values.sort()
     return JsonResponse({name: {'p50': values[times // 2] / 1000, 'p99': values[times * 99 // 100] / 1000}
