@@ -4,12 +4,14 @@
 Django uses it as ENGINE = "dbpool.mysql". From the backend down, one idea a module:
 
     mysql/base.py   the Django backend: stock but for where its connections come from
+    mysql/unasync.py Django's async_unsafe at a lower price
     settings.py     DATABASES[alias] -> what makes a pool, what stays in this process
     optionfile.py   read_default_file: an option file, as the stock driver would have read it
     managed.py      without that backend: a DB-API module whose connect() takes a pooled session
     policy.py       POOL: its keys and the presets
     host.py         where are we: outside uWSGI, in its master before the fork, in a process with the pool
-    pool.py         check-out and check-in: a lease, and a driver object that speaks on its session
+    pool.py         check-out and check-in: a lease, and a driver object that speaks on its session; the quick way of most
+                    is src/checkout.c
     once.py         made once in a process, by however many threads and greenlets
     lease.py        the proxies that a user gets: they end with the lease
     leaks.py        leak_threshold: who has kept a lease for too long

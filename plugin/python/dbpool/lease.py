@@ -118,10 +118,10 @@ class Shared:
 
 # ---- cursors ----
 
-# What a cursor does, or may do, without asking its connection: hand out rows that it has already. execute() and
-# executemany() ask the proxy.
-_CHECKED = ("callproc", "fetchone", "fetchmany", "fetchall", "scroll", "nextset", "mogrify", "fetchall_unbuffered",
-            "__next__", "next", "__enter__")
+# What a cursor does, or may do, without asking its connection: hand out rows that it has already. execute(),
+# executemany() and nextset() ask the proxy.
+_CHECKED = ("callproc", "fetchone", "fetchmany", "fetchall", "scroll", "mogrify", "fetchall_unbuffered", "__next__", "next",
+            "__enter__")
 # The one step of an unbuffered cursor that reads the wire behind the connection's back: mysqlclient's and PyMySQL's.
 _READS_WIRE = ("_fetch_row", "read_next")
 
