@@ -76,10 +76,11 @@ _Static_assert(sizeof(struct dbp_error) % sizeof(uint32_t) == 0, "copied in word
 
 struct dbp_pool_counters {
     _Atomic int64_t state[DBP_STATES]; /* sessions in each state; EMPTY is not kept */
+    _Atomic int64_t acquires;          /* here, so that an acquire and its release write one cache line of counters */
     _Atomic int64_t size;              /* all but EMPTY: what the cap limits */
     _Atomic int64_t max;               /* the cap: pool_size + max_overflow */
     _Atomic int64_t waiting;
-    _Atomic int64_t opened, closed, acquires, waits, timeouts, wait_us, failures, resets, kills;
+    _Atomic int64_t opened, closed, waits, timeouts, wait_us, failures, resets, kills;
 };
 
 struct dbp_pool {
@@ -115,6 +116,7 @@ struct dbp_table {
 };
 
 _Static_assert(sizeof(struct dbp_session) == 64, "a session is one cache line");
+_Static_assert(offsetof(struct dbp_pool_counters, acquires) + sizeof(int64_t) <= 64, "in one cache line with the states");
 _Static_assert(sizeof(struct dbp_proc) == 32, "layout");
 _Static_assert(DBP_SESSIONS_MAX % 64 == 0 && DBP_SESSIONS_MAX <= 1024, "queue entries have 10 bits for a session");
 _Static_assert(DBP_PROCS_MAX <= 1024, "queue entries have 10 bits for a process slot");

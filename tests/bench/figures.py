@@ -8,11 +8,14 @@ from tests.bench.targets import TARGETS, is_met, text_of
 
 
 def turns(rounds, candidates, warm_up=True):
-    """{name: [a figure per round]}: each of {name: function} once per round, in turn: A B A B ..."""
+    """{name: [a figure per round]}: each of {name: function} once per round, in turn, and each round begins with another:
+    who comes after whom makes a difference of some percent (what the one before left to the kernel, say)."""
     samples = {name: [] for name in candidates}
+    names = list(candidates)
     for number in range(-1 if warm_up else 0, rounds):
-        for name, measure in candidates.items():
-            value = measure()
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            value = candidates[name]()
             if number >= 0:
                 samples[name].append(value)
         sys.stderr.write('.')

@@ -5,7 +5,7 @@ import os
 
 from tests.bench import svg
 from tests.bench.figures import spread
-from tests.bench.targets import TARGETS, text_of
+from tests.bench.targets import LIMITS, TARGETS, text_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHARTS = os.path.join(HERE, 'charts')
@@ -13,8 +13,8 @@ CHARTS = os.path.join(HERE, 'charts')
 HEAD = """# How fast dbpool is
 
 Written by `./tests/bench/run --report`; do not edit. Every figure is a median over the rounds of one run, with the
-lowest and highest round beside it. Candidates take turns (A B A B ...), and a ratio is taken within each round, so a
-machine that is slower for a while does not tilt it. All of it, server, workers and load generator, ran on one machine.
+lowest and highest round beside it. Candidates take turns, each round begins with another, and a ratio is taken within
+each round, so a machine that is slower for a while does not tilt it. All of it, server, workers and load generator, ran on one machine.
 """
 
 
@@ -58,11 +58,13 @@ def _targets(data):
 
 
 def _missed(data):
-    missed = [(TARGETS[key], got) for key, got in data['reached'].items() if not got['met']]
+    missed = {key: got for key, got in data['reached'].items() if not got['met']}
     yield '## Not reached\n'
-    for target, got in missed:
-        yield '- %s: %s instead of %s.' % (
-            target.what, _with_unit(text_of(got['value']), target.unit), _with_unit(text_of(target.bound), target.unit))
+    for key, got in missed.items():
+        target = TARGETS[key]
+        yield ('- %s: %s instead of %s. %s' % (
+            target.what, _with_unit(text_of(got['value']), target.unit), _with_unit(text_of(target.bound), target.unit),
+            LIMITS.get(key, ''))).rstrip()
     yield from ('- Not measured, because it failed: %s.' % failure for failure in data['failed'])
     if not missed and not data['failed']:
         yield 'Nothing: all that was measured is within its bound.'
