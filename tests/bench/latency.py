@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The same query on a leased session, on a private connection that waits in the same way, and on a private one through
-a TCP proxy (haproxy), query by query in one greenlet of one worker."""
+a TCP proxy (haproxy), each in a worker of its own, one query after another in one greenlet."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ import socket
 import subprocess
 import tempfile
 
-from tests.bench.serving import server, uwsgi
+from tests.bench.figures import ratios, turns
+from tests.bench.serving import apart, server, uwsgi
 from tests.support import wait_until
 from tests.support.procs import die_with_parent, free_port
 
 QUERIES = 2000
-NAMES = {'private': 'private connection', 'private_too': 'another private connection', 'leased': 'leased session',
-         'proxied': 'private connection through haproxy'}
+LEASED, PRIVATE = 'leased session', 'private connection'
 CONFIG = """
 defaults
     mode tcp
@@ -55,13 +55,20 @@ def haproxy(running):
 
 def latency(figures, rounds):
     with server() as running, haproxy(running) as proxy:
+        ports = {LEASED: 0, PRIVATE: running.port, 'another private connection': running.port,
+                 'private connection through haproxy': proxy}
         for driver in ('mysqlclient', 'pymysql'):
-            with uwsgi(running, driver=driver, processes=1, pool={'pool_size': 4}) as instance:
-                instance.get('/latency', times=200, proxy=proxy)
-                answers = [instance.get('/latency', times=QUERIES, proxy=proxy).json() for _ in range(rounds)]
+            with contextlib.ExitStack() as stack:
+                instances = {name: stack.enter_context(uwsgi(running, driver=driver, processes=1, pool={'pool_size': 4}))
+                             for name in ports}
+                for instance in instances.values():
+                    instance.get('/ping')
+                    apart(running.pid, *instance.worker_pids().values())
+                answers = turns(rounds, {
+                    name: lambda one=one, port=ports[name]: one.get('/latency', times=QUERIES, port=port).json()
+                    for name, one in instances.items()})
             for what in ('p50', 'p99'):
-                samples = {text: [answer[name][what] for answer in answers] for name, text in NAMES.items()}
-                figures.table('one short query, %s, gevent worker: %s' % (driver, what), 'us', samples,
-                              NAMES['private'])
+                samples = {name: [answer[what] for answer in given] for name, given in answers.items()}
+                figures.table('one short query, %s, gevent worker: %s' % (driver, what), 'us', samples, PRIVATE)
                 if driver == 'mysqlclient':
-                    figures.reach('latency.' + what, [a['leased'][what] / a['private'][what] for a in answers])
+                    figures.reach('latency.' + what, ratios(samples, LEASED, PRIVATE))

@@ -87,3 +87,12 @@ def cpu_seconds(pid):
         with open('/proc/%d/task/%s/schedstat' % (pid, task)) as f:
             total += int(f.read().split()[0])
     return total / 1e9
+
+
+def apart(server_pid, *worker_pids):
+    """The server on the first processor, the workers on the last: else each run is fast or slow (twice the time of a short
+    query) by where the scheduler happens to wake the server's threads."""
+    processors = sorted(os.sched_getaffinity(0))
+    for pid, processor in [(server_pid, processors[0])] + [(pid, processors[-1]) for pid in worker_pids]:
+        for task in os.listdir('/proc/%d/task' % pid):
+            os.sched_setaffinity(int(task), {processor})

@@ -2,7 +2,6 @@
 """The pages that measure something in their worker, asked for one at a time."""
 
 import os
-import random
 import statistics
 import time
 
@@ -52,33 +51,28 @@ _kept = {}
 
 
 def latency(request):
-    """The same query by turns on a leased session, on a private one, and on a private one through a proxy. Four of each:
-    which of the server's threads runs where makes more of a difference than anything that is compared here."""
-    times, proxy = int(request.GET['times']), int(request.GET['proxy'])
-    if not _kept:
-        port = pools.parameters()['port']
-        for name, to in (('private', port), ('private_too', port), ('proxied', proxy)):
-            _kept[name] = [_cooperative(to) for _ in range(FOUR)]
-    leases = [pools.managed(FOUR)() for _ in range(FOUR)]
-    connections = {'leased': leases, **{name: [one for one, _ in made] for name, made in _kept.items()}}
-    took = {name: [] for name in connections}
-    order = list(connections.items())
+    """A query, so many times, on four connections by turns: which of the server's threads runs where makes more of a
+    difference than anything that is compared. One kind of connection in a process: CPython fits the drivers' functions
+    to the class that it meets most often."""
+    times, port = int(request.GET['times']), int(request.GET['port'])
+    if port == 0:
+        connections = [pools.managed(FOUR)() for _ in range(FOUR)]
+    else:
+        connections = [one for one, _ in _kept.setdefault('four', [_cooperative(port) for _ in range(FOUR)])]
+    took = []
     for turn in range(times):
-        random.shuffle(order)  # who comes after whom makes a difference too
-        for name, four in order:
-            taken = four[turn % FOUR]
-            began = time.perf_counter_ns()
-            cursor = taken.cursor()
-            cursor.execute('SELECT name FROM item WHERE id = 7')
-            cursor.fetchall()
-            cursor.close()
-            took[name].append(time.perf_counter_ns() - began)
-    for taken in leases:
-        taken.close()
-    for values in took.values():
-        values.sort()
-    return JsonResponse({name: {'p50': values[times // 2] / 1000, 'p99': values[times * 99 // 100] / 1000}
-                         for name, values in took.items()})
+        taken = connections[turn % FOUR]
+        began = time.perf_counter_ns()
+        cursor = taken.cursor()
+        cursor.execute('SELECT name FROM item WHERE id = 7')
+        cursor.fetchall()
+        cursor.close()
+        took.append(time.perf_counter_ns() - began)
+    if port == 0:
+        for taken in connections:
+            taken.close()
+    took.sort()
+    return JsonResponse({'p50': took[times // 2] / 1000, 'p99': took[times * 99 // 100] / 1000})
 
 
 def loop(request):
