@@ -5,6 +5,7 @@
  */
 #include "ext.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
 #include <structmember.h>
@@ -174,33 +175,41 @@ static PyObject *checkout_connect(PyObject *object, PyObject *ignored) {
     return (PyObject *)proxy;
 }
 
-/* True when the lease was given back; else nothing was done and pool.py decides. */
-static bool quick_return(const checkout_object *self, dbp_py_lease *lease, PyObject *object, bool commit) {
+/* 1 when the lease was given back, -1 when that failed; 0: nothing was done and pool.py decides. */
+static int quick_return(const checkout_object *self, dbp_py_lease *lease, PyObject *object, bool commit) {
     dbp_py_driver *driver = (dbp_py_driver *)object;
     enum dbp_return how;
     bool grown, changed;
     uint16_t status;
+    int rc;
 
     if (!PyObject_TypeCheck(object, &dbp_py_driver_type) || !driver->quick || driver->broken || driver->odd)
-        return false;
+        return 0;
     how = dbp_py_native_verdict(driver->native, self->autocommit, &status, &grown, &changed);
     if (how == DBP_RETURN_DOOM || grown)
-        return false;
+        return 0;
     if (self->full || (self->full_if_new && (changed || !driver->tracked)))
         how = DBP_RETURN_FULL;
     else if (how == DBP_RETURN_RESET && self->commits && commit)
         how = DBP_RETURN_COMMIT;
     driver->leased = 0;
-    dbp_py_lease_return(lease, status, how);
-    return true;
+    rc = dbp_py_lease_return(lease, status, how);
+    if (rc >= 0)
+        return 1;
+    errno = -rc;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
 }
 
 int dbp_py_checkout_return(PyObject *profile, PyObject *lease, PyObject *driver, bool commit) {
     PyObject *answer;
 
-    if (PyObject_TypeCheck(profile, &dbp_py_checkout_type) && Py_TYPE(lease) == &dbp_py_lease_type &&
-        quick_return((checkout_object *)profile, (dbp_py_lease *)lease, driver, commit))
-        return 0;
+    if (PyObject_TypeCheck(profile, &dbp_py_checkout_type) && Py_TYPE(lease) == &dbp_py_lease_type) {
+        int rc = quick_return((checkout_object *)profile, (dbp_py_lease *)lease, driver, commit);
+
+        if (rc != 0)
+            return rc < 0 ? -1 : 0;
+    }
     answer = PyObject_CallMethodObjArgs(profile, name_give_back, lease, driver, commit ? Py_True : Py_False, NULL);
     Py_XDECREF(answer);
     return answer ? 0 : -1;
