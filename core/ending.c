@@ -40,8 +40,8 @@ void dbp_ending_vacate(struct dbp_keeper *keeper, uint32_t session) {
 void dbp_ending_done(struct dbp_keeper *keeper, uint32_t session) {
     uint32_t pool = pool_of(keeper, session);
 
-    add(&keeper->table->pools[pool].count.closed);
     dbp_ending_vacate(keeper, session);
+    add(&keeper->table->pools[pool].count.closed); /* last: who sees it finds the place free */
     dbp_kept_look_again(keeper, pool);
 }
 
