@@ -37,199 +37,21 @@ TARGETS = {
     'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
 }
 
-# What stands in the way of those that were not reached here: by experiments (one thing taken out at a time), cProfile and
-# the tables of the report.
-LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, the idle word, the '
-                      "session's word and a line of counters come from the other core, twice each. More processes than that "
-                      'change nothing.',
-    'latency.p50': Target('query latency, leased / private session, p50', AT_MOST, 1.03, 'x'),
-    'latency.p99': Target('query latency, leased / private session, p99', AT_MOST, 1.1, 'x'),
-    'requests.ceiling': Target('requests/s, one query, gevent, mysqlclient: of the ceiling', AT_LEAST, 0.98, 'x'),
-    'requests.stock': Target('requests/s, one query: of the stock backend with PyMySQL', AT_LEAST, 3.5, 'x'),
-    'slow.stock': Target('requests/s, 20 ms query, 32 clients: of PyMySQL with a fresh connection', AT_LEAST, 2.3, 'x'),
-    'handoff.thread': Target('hand-off to a waiting thread / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'handoff.loop': Target('hand-off to a waiting event loop / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'overload.inversions': Target('4 times overload: order inversions', AT_MOST, 0, ''),
-    'overload.tail': Target('4 times overload: wait p99.9 / mean', AT_MOST, 3, 'x'),
-    'flat.processes': Target('cost of an acquire, 1 process to as many as there are cores', AT_MOST, 1.2, 'x'),
-    'flat.sessions': Target('cost of an acquire, 10 to 1,000 sessions', AT_MOST, 1.2, 'x'),
-    'flat.waiters': Target('cost of a hand-off, 10 to 10,000 waiters', AT_MOST, 1.2, 'x'),
-    'wakeups': Target("wake-ups of an idle worker per 1,000 queries of others", AT_MOST, 0, ''),
-    'skew': Target('sessions needed at skewed load / by per-process pools, 8 workers', AT_MOST, 0.25, 'x'),
-    'memory.master': Target('memory of the master per session', AT_MOST, 4, 'KiB'),
-    'memory.worker': Target('memory of a worker per session used, small rows', AT_MOST, 64, 'KiB'),
-    'memory.large': Target('memory that stays in a worker after a row of 8 MiB', AT_MOST, 512, 'KiB'),
-    'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
-}
-
-# What stands in the way, of those that were never reached: found with perf, cProfile and the tables of the report.
-LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, each acquire and each '
-                      "release fetches the pool's idle word, the counters and the session's word from the other core, some 55 ns "
-                      'each. More processes than that change nothing.',
-    'requests.ceiling': Target('requests/s, one query, gevent, mysqlclient: of the ceiling', AT_LEAST, 0.98, 'x'),
-    'requests.stock': Target('requests/s, one query: of the stock backend with PyMySQL', AT_LEAST, 3.5, 'x'),
-    'slow.stock': Target('requests/s, 20 ms query, 32 clients: of PyMySQL with a fresh connection', AT_LEAST, 2.3, 'x'),
-    'handoff.thread': Target('hand-off to a waiting thread / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'handoff.loop': Target('hand-off to a waiting event loop / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'overload.inversions': Target('4 times overload: order inversions', AT_MOST, 0, ''),
-    'overload.tail': Target('4 times overload: wait p99.9 / mean', AT_MOST, 3, 'x'),
-    'flat.processes': Target('cost of an acquire, 1 process to as many as there are cores', AT_MOST, 1.2, 'x'),
-    'flat.sessions': Target('cost of an acquire, 10 to 1,000 sessions', AT_MOST, 1.2, 'x'),
-    'flat.waiters': Target('cost of a hand-off, 10 to 10,000 waiters', AT_MOST, 1.2, 'x'),
-    'wakeups': Target("wake-ups of an idle worker per 1,000 queries of others", AT_MOST, 0, ''),
-    'skew': Target('sessions needed at skewed load / by per-process pools, 8 workers', AT_MOST, 0.25, 'x'),
-    'memory.master': Target('memory of the master per session', AT_MOST, 4, 'KiB'),
-    'memory.worker': Target('memory of a worker per session used, small rows', AT_MOST, 64, 'KiB'),
-    'memory.large': Target('memory that stays in a worker after a row of 8 MiB', AT_MOST, 512, 'KiB'),
-    'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
-}
 
 # What stands in the way of those that were not reached here: by experiments (one thing taken out at a time), cProfile and
 # the tables of the report.
 LIMITS = {
     'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, the idle word, the '
-                      "session's word and a line of counters come from the other core, twice each. More processes than that "
-                      'change nothing.',
-    'latency.p50': Target('query latency, leased / private session, p50', AT_MOST, 1.03, 'x'),
-    'latency.p99': Target('query latency, leased / private session, p99', AT_MOST, 1.1, 'x'),
-    'requests.ceiling': Target('requests/s, one query, gevent, mysqlclient: of the ceiling', AT_LEAST, 0.98, 'x'),
-    'requests.stock': Target('requests/s, one query: of the stock backend with PyMySQL', AT_LEAST, 3.5, 'x'),
-    'slow.stock': Target('requests/s, 20 ms query, 32 clients: of PyMySQL with a fresh connection', AT_LEAST, 2.3, 'x'),
-    'handoff.thread': Target('hand-off to a waiting thread / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'handoff.loop': Target('hand-off to a waiting event loop / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'overload.inversions': Target('4 times overload: order inversions', AT_MOST, 0, ''),
-    'overload.tail': Target('4 times overload: wait p99.9 / mean', AT_MOST, 3, 'x'),
-    'flat.processes': Target('cost of an acquire, 1 process to as many as there are cores', AT_MOST, 1.2, 'x'),
-    'flat.sessions': Target('cost of an acquire, 10 to 1,000 sessions', AT_MOST, 1.2, 'x'),
-    'flat.waiters': Target('cost of a hand-off, 10 to 10,000 waiters', AT_MOST, 1.2, 'x'),
-    'wakeups': Target("wake-ups of an idle worker per 1,000 queries of others", AT_MOST, 0, ''),
-    'skew': Target('sessions needed at skewed load / by per-process pools, 8 workers', AT_MOST, 0.25, 'x'),
-    'memory.master': Target('memory of the master per session', AT_MOST, 4, 'KiB'),
-    'memory.worker': Target('memory of a worker per session used, small rows', AT_MOST, 64, 'KiB'),
-    'memory.large': Target('memory that stays in a worker after a row of 8 MiB', AT_MOST, 512, 'KiB'),
-    'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
-}
-
-# What stands in the way, of those that were never reached: found with perf, cProfile and the tables of the report.
-LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, each acquire and each '
-                      "release fetches the pool's idle word, the counters and the session's word from the other core, some 55 ns "
-                      'each. More processes than that change nothing.',
-    'latency.p50': 'Between cursor() and close() a cursor asks twelve times whether its lease lasts, in C, and the statement '
-                   "is read for what it may change: 2 to 4 us of the processor; the driver's object by itself, on the same "
-                   "session, takes no longer than a private one. The figure swings with where the server's threads run.",
-    'requests.ceiling': 'With one worker there is next to no difference: see the table of one request. With two, a session, '
-                        'that is its socket in the kernel and its word in the table, goes from one processor to the other. '
-                        'When each worker kept to sessions of its own, for an experiment, 0.952 became 0.966.',
-    'requests.stock': Target('requests/s, one query: of the stock backend with PyMySQL', AT_LEAST, 3.5, 'x'),
-    'slow.stock': Target('requests/s, 20 ms query, 32 clients: of PyMySQL with a fresh connection', AT_LEAST, 2.3, 'x'),
-    'handoff.thread': Target('hand-off to a waiting thread / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'handoff.loop': Target('hand-off to a waiting event loop / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'overload.inversions': Target('4 times overload: order inversions', AT_MOST, 0, ''),
-    'overload.tail': Target('4 times overload: wait p99.9 / mean', AT_MOST, 3, 'x'),
-    'flat.processes': Target('cost of an acquire, 1 process to as many as there are cores', AT_MOST, 1.2, 'x'),
-    'flat.sessions': Target('cost of an acquire, 10 to 1,000 sessions', AT_MOST, 1.2, 'x'),
-    'flat.waiters': Target('cost of a hand-off, 10 to 10,000 waiters', AT_MOST, 1.2, 'x'),
-    'wakeups': Target("wake-ups of an idle worker per 1,000 queries of others", AT_MOST, 0, ''),
-    'skew': Target('sessions needed at skewed load / by per-process pools, 8 workers', AT_MOST, 0.25, 'x'),
-    'memory.master': Target('memory of the master per session', AT_MOST, 4, 'KiB'),
-    'memory.worker': Target('memory of a worker per session used, small rows', AT_MOST, 64, 'KiB'),
-    'memory.large': Target('memory that stays in a worker after a row of 8 MiB', AT_MOST, 512, 'KiB'),
-    'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
-}
-
-# What stands in the way of those that were not reached here: by experiments (one thing taken out at a time), cProfile and
-# the tables of the report.
-LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, the idle word, the '
-                      "session's word and a line of counters come from the other core, twice each. More processes than that "
-                      'change nothing.',
-    'latency.p50': Target('query latency, leased / private session, p50', AT_MOST, 1.03, 'x'),
-    'latency.p99': Target('query latency, leased / private session, p99', AT_MOST, 1.1, 'x'),
-    'requests.ceiling': Target('requests/s, one query, gevent, mysqlclient: of the ceiling', AT_LEAST, 0.98, 'x'),
-    'requests.stock': Target('requests/s, one query: of the stock backend with PyMySQL', AT_LEAST, 3.5, 'x'),
-    'slow.stock': Target('requests/s, 20 ms query, 32 clients: of PyMySQL with a fresh connection', AT_LEAST, 2.3, 'x'),
-    'handoff.thread': Target('hand-off to a waiting thread / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'handoff.loop': Target('hand-off to a waiting event loop / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'overload.inversions': Target('4 times overload: order inversions', AT_MOST, 0, ''),
-    'overload.tail': Target('4 times overload: wait p99.9 / mean', AT_MOST, 3, 'x'),
-    'flat.processes': Target('cost of an acquire, 1 process to as many as there are cores', AT_MOST, 1.2, 'x'),
-    'flat.sessions': Target('cost of an acquire, 10 to 1,000 sessions', AT_MOST, 1.2, 'x'),
-    'flat.waiters': Target('cost of a hand-off, 10 to 10,000 waiters', AT_MOST, 1.2, 'x'),
-    'wakeups': Target("wake-ups of an idle worker per 1,000 queries of others", AT_MOST, 0, ''),
-    'skew': Target('sessions needed at skewed load / by per-process pools, 8 workers', AT_MOST, 0.25, 'x'),
-    'memory.master': Target('memory of the master per session', AT_MOST, 4, 'KiB'),
-    'memory.worker': Target('memory of a worker per session used, small rows', AT_MOST, 64, 'KiB'),
-    'memory.large': Target('memory that stays in a worker after a row of 8 MiB', AT_MOST, 512, 'KiB'),
-    'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
-}
-
-# What stands in the way, of those that were never reached: found with perf, cProfile and the tables of the report.
-LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, each acquire and each '
-                      "release fetches the pool's idle word, the counters and the session's word from the other core, some 55 ns "
-                      'each. More processes than that change nothing.',
-    'requests.ceiling': Target('requests/s, one query, gevent, mysqlclient: of the ceiling', AT_LEAST, 0.98, 'x'),
-    'requests.stock': Target('requests/s, one query: of the stock backend with PyMySQL', AT_LEAST, 3.5, 'x'),
-    'slow.stock': Target('requests/s, 20 ms query, 32 clients: of PyMySQL with a fresh connection', AT_LEAST, 2.3, 'x'),
-    'handoff.thread': Target('hand-off to a waiting thread / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'handoff.loop': Target('hand-off to a waiting event loop / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'overload.inversions': Target('4 times overload: order inversions', AT_MOST, 0, ''),
-    'overload.tail': Target('4 times overload: wait p99.9 / mean', AT_MOST, 3, 'x'),
-    'flat.processes': Target('cost of an acquire, 1 process to as many as there are cores', AT_MOST, 1.2, 'x'),
-    'flat.sessions': Target('cost of an acquire, 10 to 1,000 sessions', AT_MOST, 1.2, 'x'),
-    'flat.waiters': Target('cost of a hand-off, 10 to 10,000 waiters', AT_MOST, 1.2, 'x'),
-    'wakeups': Target("wake-ups of an idle worker per 1,000 queries of others", AT_MOST, 0, ''),
-    'skew': Target('sessions needed at skewed load / by per-process pools, 8 workers', AT_MOST, 0.25, 'x'),
-    'memory.master': Target('memory of the master per session', AT_MOST, 4, 'KiB'),
-    'memory.worker': Target('memory of a worker per session used, small rows', AT_MOST, 64, 'KiB'),
-    'memory.large': Target('memory that stays in a worker after a row of 8 MiB', AT_MOST, 512, 'KiB'),
-    'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
-}
-
-# What stands in the way of those that were not reached here: by experiments (one thing taken out at a time), cProfile and
-# the tables of the report.
-LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, the idle word, the '
-                      "session's word and a line of counters come from the other core, twice each. More processes than that "
-                      'change nothing.',
-    'latency.p50': Target('query latency, leased / private session, p50', AT_MOST, 1.03, 'x'),
-    'latency.p99': Target('query latency, leased / private session, p99', AT_MOST, 1.1, 'x'),
-    'requests.ceiling': Target('requests/s, one query, gevent, mysqlclient: of the ceiling', AT_LEAST, 0.98, 'x'),
-    'requests.stock': Target('requests/s, one query: of the stock backend with PyMySQL', AT_LEAST, 3.5, 'x'),
-    'slow.stock': Target('requests/s, 20 ms query, 32 clients: of PyMySQL with a fresh connection', AT_LEAST, 2.3, 'x'),
-    'handoff.thread': Target('hand-off to a waiting thread / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'handoff.loop': Target('hand-off to a waiting event loop / eventfd wake-up', AT_MOST, 1.5, 'x'),
-    'overload.inversions': Target('4 times overload: order inversions', AT_MOST, 0, ''),
-    'overload.tail': Target('4 times overload: wait p99.9 / mean', AT_MOST, 3, 'x'),
-    'flat.processes': Target('cost of an acquire, 1 process to as many as there are cores', AT_MOST, 1.2, 'x'),
-    'flat.sessions': Target('cost of an acquire, 10 to 1,000 sessions', AT_MOST, 1.2, 'x'),
-    'flat.waiters': Target('cost of a hand-off, 10 to 10,000 waiters', AT_MOST, 1.2, 'x'),
-    'wakeups': Target("wake-ups of an idle worker per 1,000 queries of others", AT_MOST, 0, ''),
-    'skew': Target('sessions needed at skewed load / by per-process pools, 8 workers', AT_MOST, 0.25, 'x'),
-    'memory.master': Target('memory of the master per session', AT_MOST, 4, 'KiB'),
-    'memory.worker': Target('memory of a worker per session used, small rows', AT_MOST, 64, 'KiB'),
-    'memory.large': Target('memory that stays in a worker after a row of 8 MiB', AT_MOST, 512, 'KiB'),
-    'master.cpu': Target('CPU of the master with 100 busy sessions', AT_MOST, 1, '%'),
-}
-
-# What stands in the way, of those that were never reached: found with perf, cProfile and the tables of the report.
-LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, each acquire and each '
-                      "release fetches the pool's idle word, the counters and the session's word from the other core, some 55 ns "
-                      'each. More processes than that change nothing.',
-    'latency.p50': 'Between cursor() and close() a cursor asks twelve times whether its lease lasts, in C, and the statement '
-                   "is read for what it may change: 2 to 4 us of the processor; the driver's object by itself, on the same "
-                   "session, takes no longer than a private one. The figure swings with where the server's threads run.",
-    'requests.ceiling': "See the table of one request's processor time: what is left is 8 us for check-out and return, which "
-                        'take 1 us where their code is in the cache, and some 10 us for proxies and cursors; as much was '
-                        'saved elsewhere in the backend (async_unsafe, parameters, autocommit).',
+                      "session's word and a line of counters come from the other core. More processes than that change "
+                      'nothing.',
+    'requests.ceiling': 'With one worker the difference was 0 to 6 % of processor time, by the run: see the table of one '
+                        'request. With two it is more: a session, that is its socket in the kernel and its word in the table, '
+                        'goes from one processor to the other. When each worker kept to sessions of its own, for an '
+                        'experiment, 0.952 became 0.966.',
     'requests.stock': "The ceiling is not there either: of a request's processor time 60 % is Django's and uWSGI's without any "
                       'query, and the server, the load generator and two workers share two cores.',
-    'slow.stock': "32 clients that wait 20 ms each make 1,600 requests/s at most, and the stock backend with PyMySQL makes "
-                  'over 1,100 here. With mysqlclient, which blocks the worker, it makes 90.',
+    'slow.stock': '32 clients that wait 20 ms each make 1,600 requests/s at most, and the stock backend with PyMySQL makes '
+                  '1,100 here. With mysqlclient, which blocks the worker, it makes 90.',
 }
 
 
