@@ -123,4 +123,3 @@ class Connection(LeasedConnection):
 
     query = _dbpool.command('query')
     _result = _dbpool.value('_result')
-    literal = _dbpool.ask('literal')

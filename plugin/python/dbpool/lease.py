@@ -42,9 +42,11 @@ class LeasedConnection(_dbpool.Proxy):
 
     commit = _dbpool.command("commit")
     rollback = _dbpool.command("rollback")
-
-    def autocommit(self, on):
-        return self._call(self._target.autocommit, on)
+    autocommit = _dbpool.command("autocommit")
+    next_result = _dbpool.command("next_result")
+    literal = _dbpool.ask("literal")
+    insert_id = _dbpool.ask("insert_id")
+    encoding = _dbpool.value("encoding")
 
     def __getattr__(self, name):
         # Only for what is not defined above. Private names of the driver object are its own business.
@@ -148,7 +150,7 @@ def _iterates(method):
 def _finishes_first(close):
     def finishes_first(self):
         # PyMySQL reads what is left of an unbuffered result, behind the connection's back.
-        result = self._result
+        result = getattr(self, "_result", None)
         if getattr(result, "unbuffered_active", False) and self.connection is not None:
             self._dbpool_proxy._call(result._finish_unbuffered_query)
         close(self)

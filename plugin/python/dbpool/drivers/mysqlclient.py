@@ -11,7 +11,6 @@ either, so each lease begins with a round trip (DO 0) and ends with a reset, of 
 """
 
 import os
-import sys
 
 import MySQLdb
 import MySQLdb.connections
@@ -283,11 +282,7 @@ class Connection(LeasedConnection):
 
     query = _dbpool.query()
     store_result = _dbpool.command("store_result")
-    next_result = _dbpool.command("next_result")
-    literal = _dbpool.ask("literal")
     affected_rows = _dbpool.ask("affected_rows")
-    insert_id = _dbpool.ask("insert_id")
-    encoding = _dbpool.value("encoding")
 
     def autocommit(self, on):
         return self._call(self._driver.autocommit, on)

@@ -182,11 +182,7 @@ class Connection(LeasedConnection):
     Database = pymysql
 
     query = _dbpool.command("query")
-    next_result = _dbpool.command("next_result")
-    literal = _dbpool.ask("literal")
     escape = _dbpool.ask("escape")
-    insert_id = _dbpool.ask("insert_id")
-    encoding = _dbpool.value("encoding")
     _result = _dbpool.value("_result")
 
     def ping(self, reconnect=False):
