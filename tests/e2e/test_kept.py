@@ -28,3 +28,14 @@ class Kept(WithUwsgi):
                 self.whole(self.uwsgi)
                 self.assertIn(answer['first'], self.sessions())
                 self.assertEqual(self.server.query('SELECT COUNT(*) FROM counters'), ((2,),))
+
+
+@matrix(drivers=('mysqlclient',), modes=('gevent',))
+class Grown(WithUwsgi):
+    pool = {'pool_size': 1, 'max_overflow': 0, 'timeout': 30}
+    processes = 1
+
+    def test_an_object_that_a_large_row_has_grown_does_not_stay(self):
+        """Its network buffer would be kept as large as that."""
+        for size, same in ((1000, True), (3 << 20, False), (1000, True)):
+            self.assertIs(self.uwsgi.get('/grown', bytes=size).json()['same'], same, size)

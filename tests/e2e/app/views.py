@@ -652,6 +652,16 @@ def _attempts(raw, cursor, unbuffered, iterators):
         yield 'connection.%s' % name, lambda name=name, arguments=arguments: getattr(raw, name)(*arguments)
 
 
+def grown(request):
+    """?bytes=: is the driver object the same again after a row of so many?"""
+    driver = _raw()._driver
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT REPEAT('x', %s)", [int(request.GET['bytes'])])
+        cursor.fetchall()
+    connection.close()
+    return JsonResponse({'same': _raw()._driver is driver})
+
+
 def kept_again(request):
     """?how=: what was kept of one lease is used while this very process has the same session again."""
     raw = _raw()
