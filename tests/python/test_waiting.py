@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Waiting for a socket and for a lease: the right one wakes, and nothing is left behind, however a wait ends."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -74,6 +75,27 @@ class Epoll(unittest.TestCase):
         epoll.forget(9999)
         epoll.close()
         epoll.close()
+
+
+@contextlib.contextmanager
+def signals_in_the_hub(hub, enough=200):
+    """A signal now and then, whose handler raises where it finds waiting.py in the hub, which gevent reports and goes
+    on. Yields a function: False once there were enough."""
+    seen = []
+
+    def handler(number, frame):
+        seen.append(number)
+        if gevent.getcurrent() is hub and frame.f_code.co_filename == waiting.__file__:
+            raise KeyError('of a signal handler')
+
+    before = signal.signal(signal.SIGALRM, handler)
+    with mock.patch.object(hub, 'handle_error'):
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        try:
+            yield lambda: len(seen) < enough
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 class Hub(unittest.TestCase):
@@ -154,6 +176,17 @@ class Hub(unittest.TestCase):
         b.send(b'x')
         self.assertEqual(self.reactor.epoll.ready(), [])
 
+    def test_signals_in_the_hub(self):
+        """A handler's exception there costs nobody his wake-up."""
+        (a, b), = pairs(self, 1)
+        outcomes = set()
+        with signals_in_the_hub(self.hub) as more:
+            while more() and outcomes <= {True}:
+                self.hub.loop.run_callback(b.send, b'x')
+                outcomes.add(waiting.wait(a.fileno(), True, 5000))
+                a.recv(100)
+        self.assertEqual(outcomes, {True})
+
     def test_two_greenlets_on_one_session(self):
         (a, b), = pairs(self, 1)
         first = gevent.spawn(waiting.wait, a.fileno(), True, LONG)
@@ -209,7 +242,7 @@ class Hub(unittest.TestCase):
         if pid == 0:
             try:
                 b.send(b'x')
-                self.reactor._ready()
+                _dbpool.wake_ready(self.reactor.epoll, self.reactor.waiters, self.reactor.watcher, self.reactor.epoch)
                 os._exit(0 if greenlet.started and not greenlet.ready() else 1)
             finally:
                 os._exit(2)
@@ -290,7 +323,7 @@ class Grant(unittest.TestCase):
         def __init__(self, queue):
             self.queue = queue
             self.granted = None
-            self.polls = 0
+            self.polls = self.cancels = 0
             queue.append(self)
 
         def poll(self):
@@ -298,6 +331,7 @@ class Grant(unittest.TestCase):
             return _dbpool.E_BUSY if self.granted is None else self.granted
 
         def cancel(self):
+            self.cancels += 1
             if self.granted is not None:
                 return self.granted
             self.queue.remove(self)
@@ -319,7 +353,7 @@ class Grant(unittest.TestCase):
         self.addCleanup(self.dispatcher.watcher.stop)
 
     def tearDown(self):
-        self.assertEqual((self.dispatcher.waiting, self.dispatcher.watcher.ref), (0, False))
+        self.assertEqual((self.dispatcher.places, self.dispatcher.watcher.ref), (set(), False))
 
     def begin(self):
         return self.Wait(self.queue)
@@ -401,6 +435,16 @@ class Grant(unittest.TestCase):
         place.granted = self.FakeLease()
         greenlet.kill()
         self.assertEqual(place.granted.released, [(2, _dbpool.CLEAN)])
+
+    def test_signals_in_the_hub(self):
+        """A handler's exception there costs nobody his wake-up."""
+        outcomes = set()
+        with signals_in_the_hub(gevent.get_hub()) as more:
+            while more() and outcomes <= {(self.FakeLease, 0)}:
+                greenlet, = self.start(1, 5)
+                place, = self.grant()
+                outcomes.add((type(greenlet.get()), place.cancels))
+        self.assertEqual(outcomes, {(self.FakeLease, 0)}, 'granted, and not found so at the time-out')
 
     def test_ten_thousand(self):
         """A grant costs the same however many wait: it looks at those that are served and at one more."""

@@ -8,9 +8,11 @@ The hub never sees a session's fd. It watches one private epoll (`Reactor`), whe
 eventfd (`Dispatcher`), by which other processes say that waiters of this process are served. After a wait nothing is
 left armed, also when it ends by an exception (gevent.Timeout, kill): the fd's description is shared with other
 processes, and a leftover would wake this one for their replies.
+
+A signal handler's exception may come out at any step of this file, in a greenlet (which it ends) or in the hub (which
+reports it and goes on). No step may leave another greenlet without its wake-up; src/hub.c has what the hub calls.
 """
 
-import os
 import sys
 from collections import deque
 from time import monotonic
@@ -93,7 +95,7 @@ class Reactor:
         self.make_waiter = sys.modules["gevent.hub"].Waiter
         # Unreferenced while nobody waits: it must not keep a loop alive that has nothing else to do.
         self.watcher = hub.loop.io(self.epoll.fileno(), 1, ref=False)
-        self.watcher.start(self._ready)
+        self.watcher.start(_dbpool.wake_ready, self.epoll, self.waiters, self.watcher, self.epoch)
 
     @classmethod
     def of(cls, hub):
@@ -106,11 +108,12 @@ class Reactor:
         waiters = self.waiters
         if fd in waiters:
             raise RuntimeError("dbpool: two greenlets wait for one session")
-        waiter = waiters[fd] = self.make_waiter(self.hub)
+        waiter = self.make_waiter(self.hub)
         timer = None
-        if len(waiters) == 1:
-            self.watcher.ref = True
         try:
+            waiters[fd] = waiter
+            if len(waiters) == 1:
+                self.watcher.ref = True
             self.epoll.arm(fd, reading)
             if LONG_MS <= timeout_ms < FOREVER_MS:
                 self.long[fd] = waiter, monotonic() + timeout_ms / 1000.0
@@ -138,28 +141,20 @@ class Reactor:
         for fd, entry in list(self.long.items()):
             waiter, deadline = entry
             waits = self.waiters.get(fd) is waiter
-            if (now >= deadline or not waits) and self.long.get(fd) is entry:
+            if now >= deadline and waits:
+                waiter.switch(_TIMED_OUT)
+                waits = False
+            if not waits and self.long.get(fd) is entry:
                 del self.long[fd]
-                if waits:
-                    waiter.switch(_TIMED_OUT)
         if not self.long:
             self.patrol.stop()
 
     def forget(self, fd):
         self.epoll.forget(fd)
-        waiter = self.waiters.pop(fd, None)
+        waiter = self.waiters.get(fd)
         if waiter is not None:
             self.hub.loop.run_callback(waiter.switch, True)
-
-    def _ready(self):
-        if self.epoch != _dbpool.epoch():
-            # A forked child with the parent's loop: the epoll is the parent's too, and so are its events.
-            self.watcher.stop()
-            return
-        for fd in self.epoll.ready():
-            waiter = self.waiters.pop(fd, None)
-            if waiter is not None:
-                waiter.switch(True)
+            del self.waiters[fd]
 
 
 class _Place:
@@ -181,10 +176,10 @@ class Dispatcher:
         self.epoch = _dbpool.epoch()
         self.eventfd = _dbpool.wait_eventfd()
         self.queues = {}  # pool -> deque of _Place in order of tickets
-        self.waiting = 0
+        self.places = set()  # those whose greenlet is still in acquire()
         self.make_waiter = sys.modules["gevent.hub"].Waiter
         self.watcher = hub.loop.io(self.eventfd, 1, ref=False)
-        self.watcher.start(self._wake)
+        self.watcher.start(_dbpool.wake_granted, self.eventfd, self.queues, self.watcher, self.epoch)
 
     _instance = None
 
@@ -204,15 +199,15 @@ class Dispatcher:
         if result != _dbpool.E_BUSY:
             return result
         place = _Place(wait, self.make_waiter(self.hub))
-        queue = self.queues.setdefault(pool, deque())
-        while queue and queue[0].result is not None:
-            queue.popleft()
-        queue.append(place)
         timer = self.hub.loop.timer(seconds)
-        self.waiting += 1
-        if self.waiting == 1:
-            self.watcher.ref = True
         try:
+            queue = self.queues.setdefault(pool, deque())
+            while queue and queue[0].result is not None:
+                queue.popleft()
+            queue.append(place)
+            self.places.add(place)
+            if len(self.places) == 1:
+                self.watcher.ref = True
             timer.start(place.waiter.switch, _TIMED_OUT)
             if place.waiter.get() is _TIMED_OUT and place.result is None:
                 place.result = wait.cancel()
@@ -227,31 +222,9 @@ class Dispatcher:
         finally:
             timer.stop()
             timer.close()
-            self.waiting -= 1
-            if not self.waiting:
+            self.places.discard(place)
+            if not self.places:
                 self.watcher.ref = False
-
-    def _wake(self):
-        if self.epoch != _dbpool.epoch():
-            self.watcher.stop()  # in a forked child: what this eventfd says is for the parent
-            return
-        try:
-            os.read(self.eventfd, 8)
-        except BlockingIOError:
-            pass
-        for queue in list(self.queues.values()):
-            while queue:
-                place = queue[0]
-                if place.result is None:
-                    # Grants come in the order of the queue, so the first that waits on ends the round.
-                    result = place.wait.poll()
-                    if result == _dbpool.E_BUSY:
-                        break
-                    place.result = result
-                    queue.popleft()
-                    place.waiter.switch(None)
-                else:
-                    queue.popleft()  # timed out or killed
 
 
 def acquire(pool, seconds):

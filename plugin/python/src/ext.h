@@ -13,6 +13,7 @@
  *   checkout.c the quick way of a checkout and of a return
  *   wire.c    the socket-like object that PyMySQL talks to
  *   epoll.c   the private epoll of the gevent reactor
+ *   hub.c     what the gevent hub calls when a session or a lease is ready
  *
  * Everything is called with the GIL held unless a comment says otherwise. Functions that return int answer -1 with a
  * Python exception set.
@@ -162,6 +163,11 @@ int dbp_py_owner_init(void);
 
 extern PyMethodDef dbp_py_method_methods[];
 int dbp_py_methods_init(void);
+
+/* ---- hub.c ---- */
+
+extern PyMethodDef dbp_py_hub_methods[];
+int dbp_py_hub_init(void);
 
 /* ---- the other types ---- */
 
