@@ -250,15 +250,6 @@ int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, 
 
 /* ---- acquire and release: the table only ---- */
 
-static void ring(const struct dbp_client *client, uint32_t pool) {
-    uint64_t one = 1;
-
-    /* Once is enough until the broker has taken the flag. */
-    if (atomic_exchange(&client->share.table->pools[pool].attention, 1) == 0 &&
-        write(client->share.doorbell_fd, &one, sizeof one) < 0 && errno != EAGAIN)
-        return; /* the broker's own tick finds the flag a second later */
-}
-
 static void fill_lease(const struct dbp_client *client, uint32_t pool, uint32_t session, dbp_word word,
                        struct dbp_lease *leasep) {
     struct dbp_session *s = &client->share.table->sessions[session];
@@ -280,7 +271,7 @@ static bool refused_as_unfit(const struct dbp_client *client, uint32_t pool, uin
     if (!atomic_load_explicit(&table->sessions[session].unfit, memory_order_relaxed))
         return false;
     if (dbp_session_move(table, session, word, DBP_CLOSING, 0, NULL))
-        ring(client, pool);
+        dbp_handoff_ring(&client->share, pool);
     return true;
 }
 
@@ -334,7 +325,7 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     dbp_place place = dbp_queue_look(&p->queue, ticket);
     if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
         atomic_load(&p->count.size) < atomic_load(&p->count.max))
-        ring(client, pool);
+        dbp_handoff_ring(&client->share, pool);
     waitp->pool = pool;
     waitp->ticket = ticket;
     return 0;
@@ -447,7 +438,7 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
     if (how == DBP_RETURN_DOOM || atomic_load_explicit(&s->unfit, memory_order_relaxed)) {
         if (!dbp_session_move(table, lease->session, word, DBP_CLOSING, how == DBP_RETURN_DOOM, NULL))
             return DBP_E_STALE;
-        ring(client, lease->pool);
+        dbp_handoff_ring(&client->share, lease->pool);
         return 0;
     }
     if (how != DBP_RETURN_CLEAN) {
@@ -456,7 +447,7 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
                                                             : DBP_RESET_ROLLBACK;
         if (!dbp_session_move(table, lease->session, word, DBP_RESETTING, kind, NULL))
             return DBP_E_STALE;
-        ring(client, lease->pool);
+        dbp_handoff_ring(&client->share, lease->pool);
         return 0;
     }
     if (!dbp_idle_put(table, lease->session, word))
@@ -468,7 +459,7 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
     if (atomic_load_explicit(&p->count.size, memory_order_relaxed) >
             (int64_t)atomic_load_explicit(&p->pool_size, memory_order_relaxed) ||
         atomic_load(&s->unfit))
-        ring(client, lease->pool);
+        dbp_handoff_ring(&client->share, lease->pool);
     return 0;
 }
 

@@ -32,6 +32,15 @@ static void wake(const struct dbp_share *share, uint32_t pool, dbp_place place) 
     }
 }
 
+void dbp_handoff_ring(const struct dbp_share *share, uint32_t pool) {
+    uint64_t one = 1;
+
+    /* Once is enough until the broker has taken the flag. */
+    if (atomic_exchange(&share->table->pools[pool].attention, 1) == 0 &&
+        write(share->doorbell_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+        return; /* the broker's own tick finds the flag a second later */
+}
+
 static void leave(struct dbp_table *table, uint32_t pool) {
     atomic_fetch_sub_explicit(&table->pools[pool].count.waiting, 1, memory_order_relaxed);
 }
@@ -50,10 +59,11 @@ static bool tell_waiter(const struct dbp_share *share, uint32_t pool, dbp_place 
            dbp_place_session(now) == session;
 }
 
-/* Gives a session up that is still in GRANTED as seen; when it is not, somebody else has settled it. */
-static void put_back(struct dbp_table *table, uint32_t session, dbp_word word) {
-    bool put = dbp_idle_put(table, session, word);
-    (void)put;
+/* Gives a session up that is still in GRANTED as seen; when it is not, somebody else has settled it. The broker, who
+ * leaves a granted session alone, is told of one that became unfit meanwhile: nobody takes it, so nobody else would. */
+static void put_back(const struct dbp_share *share, uint32_t pool, uint32_t session, dbp_word word) {
+    if (dbp_idle_put(share->table, session, word) && atomic_load(&share->table->sessions[session].unfit))
+        dbp_handoff_ring(share, pool);
 }
 
 void dbp_handoff_match(const struct dbp_share *share, uint32_t pool) {
@@ -69,7 +79,7 @@ void dbp_handoff_match(const struct dbp_share *share, uint32_t pool) {
         /* The waiter left meanwhile: back with it. (Or the sweep helped, and the waiter has claimed this very session
          * and freed its place already; then the word has moved on and nothing is put.) */
         if (!tell_waiter(share, pool, place, session))
-            put_back(table, session, word);
+            put_back(share, pool, session, word);
     }
 }
 
@@ -154,7 +164,7 @@ static void settle_grant(const struct dbp_share *share, uint32_t pool, uint32_t 
         if (dbp_place_state(place) == DBP_PLACE_WAITING && tell_waiter(share, pool, place, session))
             return;
     }
-    put_back(table, session, word);
+    put_back(share, pool, session, word);
 }
 
 void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slot) {

@@ -6,6 +6,10 @@
 
 #include "table.h"
 
+/* Tells the broker that the pool has something for it to do: a session to end or reset, a waiter and room for one more.
+ * A system call, unless it is told already. Any process, any thread. */
+void dbp_handoff_ring(const struct dbp_share *share, uint32_t pool);
+
 /* Grants idle sessions to the oldest waiters until one of the two runs out, and wakes them. Any process, any thread. */
 void dbp_handoff_match(const struct dbp_share *share, uint32_t pool);
 

@@ -322,6 +322,23 @@ static void test_I1_two_grants_for_one_waiter_leave_it_one(void **state) {
     assert_int_equal(session, 0);
 }
 
+static void test_I2_a_session_put_back_that_became_unfit_is_told_to_the_broker(void **state) {
+    uint32_t session;
+    dbp_word word;
+
+    (void)state;
+    make_idle(0);
+    uint32_t ticket = wait_in(2, true);
+    assert_true(dbp_idle_take(table, 0, DBP_GRANTED, ticket, &session, &word));
+    assert_int_equal(dbp_handoff_cancel(&share, 0, ticket, 2, &session, &word), DBP_E_TIMEOUT);
+    atomic_store(&table->sessions[0].unfit,
+                 DBP_UNFIT); /* its server hung up: the broker leaves it while it is granted */
+    assert_int_equal(atomic_load(&table->pools[0].attention), 0);
+    dbp_handoff_sweep(&share, 0);
+    assert_int_equal(state_of(0), DBP_IDLE);
+    assert_int_equal(atomic_load(&table->pools[0].attention), 1);
+}
+
 static void test_I1_killed_in_the_middle_of_a_claim(void **state) {
     uint32_t session;
     dbp_word word;
@@ -459,6 +476,7 @@ int main(void) {
         TEST(test_I1_killed_in_the_middle_of_a_claim),
         TEST(test_I4_a_dead_waiter_is_handed_nothing),
         TEST(test_I2_a_session_granted_to_a_dead_waiter_goes_on),
+        TEST(test_I2_a_session_put_back_that_became_unfit_is_told_to_the_broker),
         TEST(test_I4_burying_finds_places_before_the_head),
         TEST(test_I2_a_grant_to_a_reused_place_goes_back),
         TEST(test_I2_a_grant_is_claimed_after_the_ring_went_past_it),
