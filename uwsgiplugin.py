@@ -26,6 +26,7 @@ CORE = [
     'queue',
     'ration',
     'rationing',
+    'recent',
     'registry',
     'relay',
     'replay',

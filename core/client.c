@@ -5,6 +5,7 @@
 #include "attach.h"
 #include "handoff.h"
 #include "inspect.h"
+#include "recent.h"
 #include "reset.h"
 
 #include <errno.h>
@@ -31,6 +32,7 @@ struct dbp_client {
     pthread_mutex_t lock; /* channel, serial, guarded */
     int *guarded;         /* session fds of this process, for the child after a fork */
     size_t n_guarded, guarded_room;
+    struct dbp_recent recent[DBP_POOLS_MAX];
 };
 
 /* ---- a forked child must neither use nor keep the parent's sessions (I11) ---- */
@@ -261,7 +263,7 @@ static void fill_lease(const struct dbp_client *client, uint32_t pool, uint32_t 
     uint64_t bit = (uint64_t)1 << (client->slot % 64u);
     if (!(atomic_load_explicit(&s->users, memory_order_relaxed) & bit))
         atomic_fetch_or_explicit(&s->users, bit, memory_order_relaxed);
-    atomic_fetch_add_explicit(&client->share.table->pools[pool].count.acquires, 1, memory_order_relaxed);
+    dbp_pool_count_acquire(client->share.table, pool, client->slot);
 }
 
 /* A session that died, or grew too old, between its return and now: ended here instead of handed out. */
@@ -294,7 +296,8 @@ int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *
     queue = &table->pools[pool].queue;
     if (!dbp_queue_quiet(queue) && dbp_queue_oldest(queue, &oldest))
         return DBP_E_BUSY;
-    while (dbp_idle_take(table, pool, DBP_LEASED, client->slot, &session, &word)) {
+    while (dbp_recent_take(&client->recent[pool], table, pool, client->slot, &session, &word) ||
+           dbp_idle_take(table, pool, DBP_LEASED, client->slot, &session, &word)) {
         if (refused_as_unfit(client, pool, session, word))
             continue;
         fill_lease(client, pool, session, word, leasep);
@@ -452,6 +455,7 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
     }
     if (!dbp_idle_put(table, lease->session, word))
         return DBP_E_STALE;
+    dbp_recent_note(&client->recent[lease->pool], lease->session);
     if (!dbp_queue_quiet(&p->queue))
         dbp_handoff_match(&client->share, lease->pool);
     /* An overflow session: the broker ends it if nobody waits. And one that became unfit while it was moved, when the

@@ -10,7 +10,9 @@
  * session's word makes each of these steps happen once, however many try.
  *
  * No lost wake-up: a waiter takes its place and then looks for idle sessions; a holder offers its session (idle bit)
- * and then looks for waiters. Both are seq_cst, so at least one of the two sees the other, and that one runs match.
+ * and then looks for waiters. Both are seq_cst, so at least one of the two sees the other, and that one runs match. A
+ * holder that finds the bit set already has moved the word before it looked: who took or saw the bit before that and
+ * found the word LEASED, has taken its place before the word, and is seen by the holder's look for waiters.
  */
 #include "handoff.h"
 

@@ -10,9 +10,9 @@ void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_
 
     statsp->size = atomic_load(&count->size);
     statsp->max = atomic_load(&count->max);
-    statsp->idle = atomic_load(&count->state[DBP_IDLE]);
+    statsp->idle = dbp_pool_count(table, pool, DBP_IDLE);
     /* A granted session is on its way to its holder: for a person it is leased. */
-    statsp->leased = (int64_t)((uint64_t)atomic_load(&count->state[DBP_LEASED]) +
+    statsp->leased = (int64_t)((uint64_t)dbp_pool_count(table, pool, DBP_LEASED) +
                                (uint64_t)atomic_load(&count->state[DBP_GRANTED])); /* any bytes, no overflow */
     statsp->opening = atomic_load(&count->state[DBP_OPENING]);
     statsp->resetting = atomic_load(&count->state[DBP_RESETTING]);
@@ -20,7 +20,7 @@ void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_
     statsp->waiting = atomic_load(&count->waiting);
     statsp->opened = atomic_load(&count->opened);
     statsp->closed = atomic_load(&count->closed);
-    statsp->acquires = atomic_load(&count->acquires);
+    statsp->acquires = dbp_pool_acquires(table, pool);
     statsp->waits = atomic_load(&count->waits);
     statsp->timeouts = atomic_load(&count->timeouts);
     statsp->wait_us = atomic_load(&count->wait_us);

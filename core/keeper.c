@@ -195,6 +195,7 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
             next = now;
         else if (kp->wake_at_us && kp->wake_at_us < next)
             next = kp->wake_at_us;
+        dbp_pool_sum_up(keeper->table, pool);
     }
     if (keeper->refused)
         sooner(&next, keeper->ration_at_us);

@@ -65,10 +65,10 @@ struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t
                                     .min_size = smaller(spec->min_size, allowance)};
 }
 
-uint32_t dbp_kept_figure(_Atomic int64_t *counter) {
-    int64_t value = atomic_load(counter);
+uint32_t dbp_kept_count(const struct dbp_keeper *keeper, uint32_t pool, enum dbp_state state) {
+    int64_t count = dbp_pool_count(keeper->table, pool, state);
 
-    return value < 0 ? 0 : value > DBP_SESSIONS_MAX ? DBP_SESSIONS_MAX : (uint32_t)value;
+    return count < 0 ? 0 : count > DBP_SESSIONS_MAX ? DBP_SESSIONS_MAX : (uint32_t)count;
 }
 
 uint32_t dbp_kept_waiting(struct dbp_keeper *keeper, uint32_t pool, uint32_t most) {

@@ -106,8 +106,8 @@ struct dbp_kept_limits {
 struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t pool);
 /* True for a pool that nobody uses any more and whose alias has another one: it drains and goes. */
 bool dbp_kept_leaving(const struct dbp_keeper *keeper, uint32_t pool);
-/* A number of sessions that the table says: it may be below zero for a moment, or damaged. */
-uint32_t dbp_kept_figure(_Atomic int64_t *counter);
+/* dbp_pool_count, in range: the figure may be below zero for a moment, or damaged. */
+uint32_t dbp_kept_count(const struct dbp_keeper *keeper, uint32_t pool, enum dbp_state state);
 /* Waiters of the pool, counted up to `most`. */
 uint32_t dbp_kept_waiting(struct dbp_keeper *keeper, uint32_t pool, uint32_t most);
 

@@ -114,8 +114,7 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     }
     /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
      * whoever came after this login was asked for may be met by a better one. */
-    if (dbp_kept_figure(&p->count.size) <=
-        dbp_kept_figure(&p->count.state[DBP_OPENING]) + dbp_kept_figure(&p->count.state[DBP_CLOSING]))
+    if (kp->total <= dbp_kept_count(keeper, pool, DBP_OPENING) + dbp_kept_count(keeper, pool, DBP_CLOSING))
         dbp_handoff_fail(&keeper->share, pool, before);
     dbp_opening_tend(keeper, pool);
 }
@@ -229,7 +228,6 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
     struct dbp_kept_limits limits = dbp_kept_limits(keeper, pool);
     struct kept_pool *kp = &keeper->pools[pool];
-    struct dbp_pool_counters *count = &keeper->table->pools[pool].count;
 
     if (!spec)
         return;
@@ -239,11 +237,11 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
         .memory = kp->memory,
         .retry_at_us = kp->retry_at_us,
         .failures = kp->failures,
-        .opening = dbp_kept_figure(&count->state[DBP_OPENING]),
-        .resetting = dbp_kept_figure(&count->state[DBP_RESETTING]),
-        .idle = dbp_kept_figure(&count->state[DBP_IDLE]),
-        .leased = dbp_kept_figure(&count->state[DBP_LEASED]) + dbp_kept_figure(&count->state[DBP_GRANTED]),
-        .closing = dbp_kept_figure(&count->state[DBP_CLOSING]),
+        .opening = dbp_kept_count(keeper, pool, DBP_OPENING),
+        .resetting = dbp_kept_count(keeper, pool, DBP_RESETTING),
+        .idle = dbp_kept_count(keeper, pool, DBP_IDLE),
+        .leased = dbp_kept_count(keeper, pool, DBP_LEASED) + dbp_kept_count(keeper, pool, DBP_GRANTED),
+        .closing = dbp_kept_count(keeper, pool, DBP_CLOSING),
         .total = kp->total,
         .pool_size = limits.pool_size,
         .cap = limits.cap,

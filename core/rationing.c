@@ -14,12 +14,11 @@ static uint32_t smaller(uint32_t a, uint32_t b) {
 }
 
 static struct dbp_ration_share share_of(struct dbp_keeper *keeper, uint32_t pool, uint32_t *closingp) {
-    struct dbp_pool_counters *count = &keeper->table->pools[pool].count;
     struct dbp_kept_limits limits = dbp_kept_limits(keeper, pool);
-    uint32_t leased = dbp_kept_figure(&count->state[DBP_LEASED]) + dbp_kept_figure(&count->state[DBP_GRANTED]);
-    uint32_t coming = dbp_kept_figure(&count->state[DBP_OPENING]) + dbp_kept_figure(&count->state[DBP_RESETTING]);
+    uint32_t leased = dbp_kept_count(keeper, pool, DBP_LEASED) + dbp_kept_count(keeper, pool, DBP_GRANTED);
+    uint32_t coming = dbp_kept_count(keeper, pool, DBP_OPENING) + dbp_kept_count(keeper, pool, DBP_RESETTING);
     uint32_t waiting = dbp_kept_waiting(keeper, pool, limits.cap);
-    uint32_t closing = smaller(dbp_kept_figure(&count->state[DBP_CLOSING]), keeper->pools[pool].total);
+    uint32_t closing = smaller(dbp_kept_count(keeper, pool, DBP_CLOSING), keeper->pools[pool].total);
 
     *closingp = closing;
     return (struct dbp_ration_share){

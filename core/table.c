@@ -3,7 +3,7 @@
  *
  * I1 (one holder) rests on one fact: to own a session is to have moved its word to LEASED with one's own slot, and the
  * word changes only by compare-and-swap against a value that includes a generation which every move increments.
- * The idle bits are a hint: taking a bit gives the sole right to try the word, losing one costs nothing but a sweep.
+ * The idle bits are a hint: a session whose bit is set may be idle, and one without its bit is found by the sweep only.
  */
 #include "table.h"
 
@@ -70,6 +70,16 @@ bool dbp_table_valid(const struct dbp_table *table) {
     return true;
 }
 
+/* IDLE is not counted: it is what remains of the size. */
+static void count(struct dbp_pool *pool, enum dbp_state state, uint32_t owner, int64_t n) {
+    if (state == DBP_EMPTY)
+        atomic_fetch_sub_explicit(&pool->count.size, n, memory_order_relaxed);
+    else if (state == DBP_LEASED)
+        atomic_fetch_add_explicit(&pool->usage[owner % DBP_USAGES].leased, n, memory_order_relaxed);
+    else if (state != DBP_IDLE)
+        atomic_fetch_add_explicit(&pool->count.state[state], n, memory_order_relaxed);
+}
+
 bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, enum dbp_state to, uint32_t owner,
                       dbp_word *wordp) {
     struct dbp_session *s = &table->sessions[session];
@@ -87,17 +97,9 @@ bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, 
         *wordp = next;
     if (pool >= DBP_POOLS_MAX) /* damaged: the broker puts it right */
         return true;
-    struct dbp_pool_counters *count = &table->pools[pool].count;
-
     /* Counters are for people and for the cap's first guess; the broker keeps the cap by what it reserved itself. */
-    if (state == DBP_EMPTY)
-        atomic_fetch_add_explicit(&count->size, 1, memory_order_relaxed);
-    else
-        atomic_fetch_sub_explicit(&count->state[state], 1, memory_order_relaxed);
-    if (to == DBP_EMPTY)
-        atomic_fetch_sub_explicit(&count->size, 1, memory_order_relaxed);
-    else
-        atomic_fetch_add_explicit(&count->state[to], 1, memory_order_relaxed);
+    count(&table->pools[pool], state, dbp_word_owner(from), -1);
+    count(&table->pools[pool], to, owner, 1);
     return true;
 }
 
@@ -119,8 +121,8 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
             bits &= ~bit;
             if (!(atomic_fetch_and(&p->idle[i], ~bit) & bit))
                 continue; /* somebody was faster */
-            /* The bit is ours alone now; a put sets it again only after the word has been IDLE anew, so nothing is lost
-             * when the word turns out not to be IDLE (the broker ended it, or the bit was offered twice). */
+            /* Nothing is lost when the word turns out not to be IDLE (dbp_idle_take_this has left the bit, the broker
+             * ended it, or it was offered twice): whoever makes it IDLE anew looks for the bit after that. */
             uint32_t session = i * 64u + (uint32_t)__builtin_ctzll(bit);
             dbp_word word = atomic_load(&table->sessions[session].word);
             if (dbp_word_state(word) == DBP_IDLE && atomic_load(&table->sessions[session].pool) == pool &&
@@ -134,11 +136,22 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
     return false;
 }
 
+bool dbp_idle_take_this(struct dbp_table *table, uint32_t pool, uint32_t session, uint32_t slot, dbp_word *wordp) {
+    struct dbp_session *s = &table->sessions[session];
+    dbp_word word = atomic_load(&s->word);
+
+    return dbp_word_state(word) == DBP_IDLE && atomic_load(&s->pool) == pool && !atomic_load(&s->unfit) &&
+           dbp_session_move(table, session, word, DBP_LEASED, slot, wordp);
+}
+
 void dbp_idle_offer(struct dbp_table *table, uint32_t session) {
     uint32_t pool = atomic_load(&table->sessions[session].pool);
+    uint64_t bit = (uint64_t)1 << (session % 64u);
 
-    if (pool < DBP_POOLS_MAX)
-        atomic_fetch_or(&table->pools[pool].idle[session / 64u], (uint64_t)1 << (session % 64u));
+    /* The bit is there still if dbp_idle_take_this has left it there: then whoever takes it from now on looks at the
+     * word later than that and finds it IDLE. */
+    if (pool < DBP_POOLS_MAX && !(atomic_load(&table->pools[pool].idle[session / 64u]) & bit))
+        atomic_fetch_or(&table->pools[pool].idle[session / 64u], bit);
 }
 
 bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) {
@@ -155,38 +168,75 @@ bool dbp_idle_any(const struct dbp_table *table, uint32_t pool) {
     return false;
 }
 
+int64_t dbp_pool_count(const struct dbp_table *table, uint32_t pool, enum dbp_state state) {
+    const struct dbp_pool *p = &table->pools[pool];
+    uint64_t n = 0;
+
+    if (state == DBP_LEASED)
+        for (uint32_t i = 0; i < DBP_USAGES; i++)
+            n += (uint64_t)atomic_load_explicit(&p->usage[i].leased, memory_order_relaxed);
+    else if (state != DBP_IDLE)
+        n = (uint64_t)atomic_load(&p->count.state[state]);
+    else {
+        n = (uint64_t)atomic_load(&p->count.size);
+        for (int other = DBP_OPENING; other < DBP_STATES; other++)
+            if (other != DBP_IDLE)
+                n -= (uint64_t)dbp_pool_count(table, pool, (enum dbp_state)other);
+    }
+    return (int64_t)n; /* any bytes, no overflow: the figures are shared memory */
+}
+
+void dbp_pool_count_acquire(struct dbp_table *table, uint32_t pool, uint32_t slot) {
+    atomic_fetch_add_explicit(&table->pools[pool].usage[slot % DBP_USAGES].acquires, 1, memory_order_relaxed);
+}
+
+int64_t dbp_pool_acquires(const struct dbp_table *table, uint32_t pool) {
+    uint64_t n = 0;
+
+    for (uint32_t i = 0; i < DBP_USAGES; i++)
+        n += (uint64_t)atomic_load_explicit(&table->pools[pool].usage[i].acquires, memory_order_relaxed);
+    return (int64_t)n;
+}
+
+void dbp_pool_sum_up(struct dbp_table *table, uint32_t pool) {
+    struct dbp_pool_counters *count = &table->pools[pool].count;
+
+    atomic_store(&count->acquires, dbp_pool_acquires(table, pool));
+    atomic_store(&count->state[DBP_IDLE], dbp_pool_count(table, pool, DBP_IDLE));
+    atomic_store(&count->state[DBP_LEASED], dbp_pool_count(table, pool, DBP_LEASED));
+}
+
 /* What must be added to get from one figure to another. Wraps, as the addition does: the figures are shared memory. */
 static int64_t difference(int64_t to, int64_t from) {
     return (int64_t)((uint64_t)to - (uint64_t)from);
 }
 
 void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
-    struct dbp_pool_counters *count = &table->pools[pool].count;
-    int64_t before[DBP_STATES], words[DBP_STATES] = {0}, places = 0;
-    int64_t waiting = atomic_load(&count->waiting);
+    struct dbp_pool *p = &table->pools[pool];
+    int64_t before[DBP_STATES], words[DBP_STATES] = {0}, places = 0, size = 0;
+    int64_t waiting = atomic_load(&p->count.waiting);
 
     for (int state = DBP_OPENING; state < DBP_STATES; state++)
-        before[state] = atomic_load(&count->state[state]);
+        before[state] = dbp_pool_count(table, pool, (enum dbp_state)state);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         enum dbp_state state = dbp_word_state(atomic_load(&table->sessions[i].word));
         if (state != DBP_EMPTY && state < DBP_STATES && atomic_load(&table->sessions[i].pool) == pool)
             words[state]++;
     }
-    uint32_t ticket = atomic_load(&table->pools[pool].queue.head);
+    uint32_t ticket = atomic_load(&p->queue.head);
     dbp_place place;
-    while (dbp_queue_next(&table->pools[pool].queue, &ticket, &place))
+    while (dbp_queue_next(&p->queue, &ticket, &place))
         places++;
 
     /* A live process may stand between its move and its count, which makes the difference seen here wrong by that one
      * for a moment; the next recount, in a quieter moment, takes it back. Only a death makes a difference that stays.
      */
-    for (int state = DBP_OPENING; state < DBP_STATES; state++)
+    for (int state = DBP_OPENING; state < DBP_STATES; state++) {
         if (before[state] != words[state])
-            atomic_fetch_add(&count->state[state], difference(words[state], before[state]));
-    int64_t size = 0;
-    for (int state = DBP_OPENING; state < DBP_STATES; state++)
+            count(p, (enum dbp_state)state, 0, difference(words[state], before[state]));
         size += words[state];
-    atomic_fetch_add(&count->size, difference(size, atomic_load(&count->size)));
+    }
+    atomic_fetch_add(&p->count.size, difference(size, atomic_load(&p->count.size)));
     if (waiting != places)
-        atomic_fetch_add(&count->waiting, difference(places, waiting));
+        atomic_fetch_add(&p->count.waiting, difference(places, waiting));
 }

@@ -22,9 +22,9 @@
 enum dbp_state {
     DBP_EMPTY = 0, /* no session. Broker: reserves it (OPENING) */
     DBP_OPENING,   /* the connector logs in. Broker: IDLE when it delivers, EMPTY when it fails */
-    DBP_IDLE,      /* in the pool, in its idle bit. Client: LEASED or, for a waiter, GRANTED; broker: CLOSING, or
-                      RESETTING for a ping */
-    DBP_GRANTED,   /* owner is a ticket. The waiter: LEASED; whoever finds the waiter gone: IDLE */
+    DBP_IDLE,    /* in the pool, and its idle bit is set. Client: LEASED or, for a waiter, GRANTED; broker: CLOSING, or
+                    RESETTING for a ping */
+    DBP_GRANTED, /* owner is a ticket. The waiter: LEASED; whoever finds the waiter gone: IDLE */
     DBP_LEASED, /* owner is a process slot. Its holder: IDLE, RESETTING or CLOSING; broker when the holder died: CLOSING
                  */
     DBP_RESETTING, /* owner is a dbp_reset_kind. Broker: IDLE when the server has answered well, else CLOSING */
@@ -74,13 +74,22 @@ struct dbp_session {
 #define DBP_ERROR_WORDS (sizeof(struct dbp_error) / sizeof(uint32_t))
 _Static_assert(sizeof(struct dbp_error) % sizeof(uint32_t) == 0, "copied in words");
 
+/* IDLE and LEASED, and the acquires, change with every lease, so each process counts them on a cache line of its own
+ * (struct dbp_usage): here they are as the master last summed them up. dbp_pool_count() has the present. */
 struct dbp_pool_counters {
     _Atomic int64_t state[DBP_STATES]; /* sessions in each state; EMPTY is not kept */
-    _Atomic int64_t acquires;          /* here, so that an acquire and its release write one cache line of counters */
-    _Atomic int64_t size;              /* all but EMPTY: what the cap limits */
-    _Atomic int64_t max;               /* the cap: pool_size + max_overflow */
+    _Atomic int64_t acquires;
+    _Atomic int64_t size; /* all but EMPTY: what the cap limits */
+    _Atomic int64_t max;  /* the cap: pool_size + max_overflow */
     _Atomic int64_t waiting;
     _Atomic int64_t opened, closed, waits, timeouts, wait_us, failures, resets, kills;
+};
+
+#define DBP_USAGES 16u /* the processes that share one do no harm, but for their speed */
+
+struct dbp_usage {
+    _Alignas(64) _Atomic int64_t leased; /* sessions that were LEASED to these processes, less those that went on */
+    _Atomic int64_t acquires;
 };
 
 struct dbp_pool {
@@ -93,6 +102,7 @@ struct dbp_pool {
     _Atomic uint32_t error[DBP_ERROR_WORDS]; /* a struct dbp_error, word by word: readers may come in between */
     _Alignas(64) _Atomic uint64_t idle[DBP_IDLE_WORDS]; /* bit = this session is IDLE; a hint, taken before the word */
     _Alignas(64) struct dbp_pool_counters count;
+    struct dbp_usage usage[DBP_USAGES]; /* by process slot % DBP_USAGES */
     _Alignas(64) struct dbp_queue queue;
 };
 
@@ -116,7 +126,6 @@ struct dbp_table {
 };
 
 _Static_assert(sizeof(struct dbp_session) == 64, "a session is one cache line");
-_Static_assert(offsetof(struct dbp_pool_counters, acquires) + sizeof(int64_t) <= 64, "in one cache line with the states");
 _Static_assert(sizeof(struct dbp_proc) == 32, "layout");
 _Static_assert(DBP_SESSIONS_MAX % 64 == 0 && DBP_SESSIONS_MAX <= 1024, "queue entries have 10 bits for a session");
 _Static_assert(DBP_PROCS_MAX <= 1024, "queue entries have 10 bits for a process slot");
@@ -144,11 +153,25 @@ void dbp_session_force(struct dbp_table *table, uint32_t session, enum dbp_state
  * Moves it to `to` (LEASED or GRANTED) for owner. False: none is idle. Any process. */
 bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, uint32_t owner, uint32_t *sessionp,
                    dbp_word *wordp) DBP_MUST_USE;
+/* Takes this very session of the pool for a process, if it is idle. Its idle bit stays as it is, and so does what other
+ * processes have of it in their caches. */
+bool dbp_idle_take_this(struct dbp_table *table, uint32_t pool, uint32_t session, uint32_t slot,
+                        dbp_word *wordp) DBP_MUST_USE;
 /* Moves a session to IDLE and offers it in the idle bits. False: from was not its word any more. */
 bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) DBP_MUST_USE;
 /* Offers an IDLE session again whose bit may be lost. Harmless when it is not. */
 void dbp_idle_offer(struct dbp_table *table, uint32_t session);
 bool dbp_idle_any(const struct dbp_table *table, uint32_t pool);
+
+/* Sessions of the pool in a state, now; never mind EMPTY. Summed from figures that change meanwhile: may be off by what
+ * moves just then. */
+int64_t dbp_pool_count(const struct dbp_table *table, uint32_t pool, enum dbp_state state);
+/* Leases that the pool has given, ever. */
+int64_t dbp_pool_acquires(const struct dbp_table *table, uint32_t pool);
+/* An acquire by the process of this slot. */
+void dbp_pool_count_acquire(struct dbp_table *table, uint32_t pool, uint32_t slot);
+/* Writes the sums of what the processes count into the pool's counters. The master only, any thread. */
+void dbp_pool_sum_up(struct dbp_table *table, uint32_t pool);
 
 /* Counts again from the words what a killed process left uncounted; called twice around a pause, see table.c. Broker
  * only. */

@@ -118,6 +118,19 @@ static void read_options(void) {
     host.max_sessions = (uint32_t)n;
 }
 
+static void (*rlock)(struct uwsgi_lock_item *);
+
+/* What the processes count for themselves has to be summed up before it is read. uWSGI has no hook for that, but it
+ * takes this lock before it reads metrics (uwsgi_master_generate_stats), by a table of functions, and we stand in it.
+ * Where it did not, the figures would be as the broker sums them up, once a second. */
+static void rlock_after_summing_up(struct uwsgi_lock_item *lock) {
+    if (lock == uwsgi.metrics_lock && host.broker)
+        for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
+            if (atomic_load(&host.share.table->pools[i].live))
+                dbp_pool_sum_up(host.share.table, i);
+    rlock(lock);
+}
+
 static void dbpool_post_init(void) {
     uint32_t n_procs = SPARE_PROCS + (uint32_t)uwsgi.numproc + (uint32_t)uwsgi.mules_cnt;
 
@@ -142,6 +155,8 @@ static void dbpool_post_init(void) {
     }
     host.made = true;
     host.master = getpid();
+    rlock = uwsgi.lock_ops.rlock;
+    uwsgi.lock_ops.rlock = rlock_after_summing_up;
     if (!register_gateway("dbpool connector", connector_loop, NULL))
         exit(1);
 }

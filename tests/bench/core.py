@@ -48,9 +48,11 @@ def _growth(samples, name, steps):
 
 def flat(figures, rounds):
     samples = measure('processes', FEW, rounds)
-    figures.table('acquire + release by processes, each with 20 us of work between', 'ns',
+    figures.table('acquire + release by processes, each uses its session for 10 us, and does without for 10', 'ns',
                   {'%d' % n: samples['paced_ns_%d' % n] for n in PROCESSES}, '1')
-    figures.table('the same without any work between: CPU time of one', 'ns',
+    figures.table('leases of an instant, and 20 us of work between: all take turns with the same session', 'ns',
+                  {'%d' % n: samples['instant_ns_%d' % n] for n in PROCESSES}, '1')
+    figures.table('nothing but leases of an instant: CPU time of one', 'ns',
                   {'%d' % n: samples['cpu_ns_%d' % n] for n in PROCESSES}, '1')
     cores = [n for n in PROCESSES if n <= len(os.sched_getaffinity(0))]
     figures.reach('flat.processes', _growth(samples, 'paced_ns_%d', cores), '%d cores' % cores[-1])
@@ -58,8 +60,10 @@ def flat(figures, rounds):
     figures.curve('acquires-by-workers', 'Acquires and releases by worker processes', 'worker processes',
                   'million per second, all together', points, log_x=True)
     figures.curve('cost-by-workers', 'Cost of an acquire and its release by worker processes', 'worker processes', 'ns',
-                  {'20 us of work between': [(n, statistics.median(samples['paced_ns_%d' % n])) for n in PROCESSES],
-                   'no work between (CPU time)': [(n, statistics.median(samples['cpu_ns_%d' % n])) for n in PROCESSES]},
+                  {'10 us with, 10 us without it': [(n, statistics.median(samples['paced_ns_%d' % n])) for n in PROCESSES],
+                   'leases of an instant, 20 us between': [(n, statistics.median(samples['instant_ns_%d' % n]))
+                                                           for n in PROCESSES],
+                   'nothing between (CPU time)': [(n, statistics.median(samples['cpu_ns_%d' % n])) for n in PROCESSES]},
                   log_x=True)
 
     samples = measure('sessions', MANY, rounds)

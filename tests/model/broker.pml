@@ -260,7 +260,7 @@ proctype broker() {
     byte total, ending, resetting, opening_sent;
     byte ticks = TICKS, fails = FAILS, unfits = UNFITS, retires = RETIRES;
     mtype state;
-    bool got, moved, found, lapped, look_again;
+    bool got, moved, found, lapped, look_again, there;
 
     total = OPEN_AT_FIRST;
     resetting = RESETTING_AT_FIRST;

@@ -6,14 +6,6 @@
 #define RESET 1
 #define DOOM 2
 
-inline ring() {
-    STEP(got = attention; attention = 1);
-    if
-    :: WHEN(!got, doorbell = 1)
-    :: got
-    fi
-}
-
 inline dbp_acquire_now() {
     dbp_queue_quiet(GHOST_BEGIN_ACQUIRE(), found);
 #if MUTANT == 7 /* barges past the queue */
@@ -30,7 +22,19 @@ inline dbp_acquire_now() {
     :: found -> found = false
     :: else ->
        do
+#if RECENT
+       :: got = false;
+          if
+          :: recent != 0 -> session = recent - 1; recent = 0; dbp_idle_take_this(DBP_LEASED, me, session, got)
+          :: else
+          fi;
+          if
+          :: !got -> dbp_idle_take(DBP_LEASED, me, session, got)
+          :: else
+          fi;
+#else
        :: dbp_idle_take(DBP_LEASED, me, session, got);
+#endif
           if
           :: !got -> break
           :: else
@@ -42,7 +46,7 @@ inline dbp_acquire_now() {
           :: got ->
              dbp_session_move(session, DBP_CLOSING, 0, got);
              got = false;
-             ring();
+             dbp_handoff_ring();
              REACHED(REFUSED_AS_UNFIT)
           :: else -> rc = OK; break
           fi
@@ -75,7 +79,7 @@ inline dbp_wait_begin() {
        if
        :: WHEN(got, got = (count_size < CAP));
           if
-          :: got -> ring()
+          :: got -> dbp_handoff_ring()
           :: else
           fi
        :: else
@@ -167,14 +171,17 @@ inline dbp_release(how) {
     :: how == DOOM || got ->
        dbp_session_move(session, DBP_CLOSING, how == DOOM, moved);
        assert(moved);
-       ring()
+       dbp_handoff_ring()
     :: how == RESET && !got ->
        dbp_session_move(session, DBP_RESETTING, 0, moved);
        assert(moved);
-       ring()
+       dbp_handoff_ring()
     :: how == CLEAN && !got ->
        dbp_idle_put(session, moved);
        assert(moved);
+#if RECENT
+       recent = session + 1;
+#endif
 #if MUTANT != 2
        dbp_queue_quiet(, found);
        owner = session;
@@ -189,7 +196,7 @@ inline dbp_release(how) {
 #if UNFITS
        STEP(got = sessions[session].unfit);
        if
-       :: got -> ring()
+       :: got -> dbp_handoff_ring()
        :: else
        fi
 #endif
@@ -202,7 +209,10 @@ inline dbp_release(how) {
 proctype client(byte me) {
     short place, seen;
     byte ticket, mine, session, bits, passed_by, owner, waker, rc, how, round;
-    bool got, moved, found, at_end, lapped, pushed, impatient;
+    bool got, moved, found, at_end, lapped, pushed, impatient, there;
+#if RECENT
+    byte recent; /* 1 + the session that it returned last */
+#endif
 
 #if HELD
     if
@@ -212,7 +222,7 @@ proctype client(byte me) {
 #endif
 begin:
     do
-    :: round == (me == CLIENTS - 1 -> ROUNDS_OF_LAST : ROUNDS) -> break
+    :: round == (me == 0 -> ROUNDS_OF_FIRST : (me == CLIENTS - 1 -> ROUNDS_OF_LAST : ROUNDS)) -> break
     :: else ->
        round++;
 #if TIMEOUTS == 2
@@ -252,7 +262,11 @@ holding:
 killed: /* its words and what it was about to do are gone with it; what it wrote stays */
     atomic {
         place = 0; seen = 0; ticket = 0; mine = 0; session = 0; bits = 0; passed_by = 0; owner = 0; waker = 0; rc = 0;
-        how = 0; got = 0; moved = 0; found = 0; at_end = 0; lapped = 0; pushed = 0; impatient = 0; futex[me] = 0
+        how = 0; got = 0; moved = 0; found = 0; at_end = 0; lapped = 0; pushed = 0; impatient = 0; there = 0;
+#if RECENT
+        recent = 0;
+#endif
+        futex[me] = 0
     };
 #if STOPS
 end_stopped:

@@ -23,6 +23,14 @@ inline wake(woken) {
 #endif
 }
 
+inline dbp_handoff_ring() {
+    STEP(got = attention; attention = 1);
+    if
+    :: WHEN(!got, doorbell = 1)
+    :: got
+    fi
+}
+
 #define NEVER_ASKS (MUTANT == 14)
 
 /* Step 2 of a grant. told: the place has this session now, whoever wrote it. */
@@ -44,6 +52,16 @@ inline tell_waiter(to, s, told) {
 
 inline put_back(s) {
     dbp_idle_put(s, moved);
+#if UNFITS && MUTANT != 20
+    if
+    :: WHEN(moved, moved = sessions[s].unfit);
+       if
+       :: moved -> dbp_handoff_ring(); got = false; REACHED(PUT_BACK_UNFIT)
+       :: else
+       fi
+    :: else
+    fi;
+#endif
     moved = false;
     REACHED(PUT_BACK)
 }
@@ -255,7 +273,13 @@ inline dbp_handoff_sweep() {
             :: else -> state = 0; i++
             fi);
        if
-       :: WHEN(state == DBP_IDLE, idle = idle | BIT(i) SWEEP_OFFERS_NOT; state = 0; i++)
+       :: WHEN(state == DBP_IDLE, there = ((idle & BIT(i)) != 0));
+          if
+          :: WHEN(!there, idle = idle | BIT(i) SWEEP_OFFERS_NOT)
+          :: there -> there = false
+          fi;
+          state = 0;
+          i++
        :: state == DBP_GRANTED -> settle_grant(i); state = 0; i++
        :: state == 0
        fi

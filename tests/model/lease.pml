@@ -40,6 +40,9 @@
 #ifndef ROUNDS
 #define ROUNDS 1
 #endif
+#ifndef ROUNDS_OF_FIRST
+#define ROUNDS_OF_FIRST ROUNDS
+#endif
 #ifndef ROUNDS_OF_LAST
 #define ROUNDS_OF_LAST ROUNDS
 #endif
@@ -69,6 +72,9 @@
 #endif
 #ifndef EVENTS /* waiters have an eventfd; 0: a futex */
 #define EVENTS 0
+#endif
+#ifndef RECENT /* a client tries the session that it returned last before it asks the idle bits */
+#define RECENT 0
 #endif
 #ifndef TICKS
 #define TICKS 0

@@ -25,6 +25,8 @@ c_decl {
 #define OPENED            13
 #define FAILED_WAITERS    14
 #define HOLDER_ENDED      15
+#define TOOK_RECENT       16
+#define PUT_BACK_UNFIT    17
 
 /* I1: who uses the session's wire, from the return of an acquire to the call of the release. */
 byte in_use;

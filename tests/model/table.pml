@@ -92,19 +92,43 @@ inline dbp_idle_take(to, who, session, got) {
     od
 }
 
+/* One session, which the caller had last. Its idle bit stays. */
+inline dbp_idle_take_this(to, who, session, got) {
+    STEP(got = (sessions[session].state == DBP_IDLE); LOAD_WORD(session, DBP_IDLE));
+    if
+    :: WHEN(got,
+            if
+            :: IS_CURRENT(session) -> move_to(session, to, who, BIT(me)); REACHED(TOOK_RECENT)
+            :: else -> got = false
+            fi)
+    :: else
+    fi
+}
+
 inline dbp_idle_offer(s) {
-    STEP(idle = idle | BIT(s))
+    STEP(there = ((idle & BIT(s)) != 0));
+    if
+    :: WHEN(!there, idle = idle | BIT(s))
+    :: there -> there = false
+    fi
 }
 
 inline dbp_idle_put(s, moved) {
 #if MUTANT == 17
     dbp_idle_offer(s);
     dbp_session_move(s, DBP_IDLE, 0, moved)
+#elif MUTANT == 19
+    STEP(there = ((idle & BIT(s)) != 0));
+    dbp_session_move(s, DBP_IDLE, 0, moved);
+    if
+    :: WHEN(moved && !there, idle = idle | BIT(s))
+    :: else -> there = false
+    fi
 #else
     dbp_session_move(s, DBP_IDLE, 0, moved);
     if
-    :: WHEN(moved, idle = idle | BIT(s))
-    :: !moved
+    :: moved -> dbp_idle_offer(s)
+    :: else
     fi
 #endif
 }

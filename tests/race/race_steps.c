@@ -23,8 +23,9 @@
 #define CAP 2
 #define ACTS_MAX 24
 #ifndef THIN
-#define THIN 1u /* with a sanitizer more (CMake): many times the instructions, so each run takes a part of the points \
-                 */
+#define THIN                                                                                                 \
+    1u /* with a sanitizer more (CMake): many times the instructions, so each run takes a part of the points \
+        */
 #endif
 #define HASTE 8u /* one stop in so many is not hurried, see hurry() */
 
@@ -148,12 +149,12 @@ static bool be_served(void) {
 
 /* Nothing is under way; *idlep are idle. */
 static bool is_settled(void *arg) {
-    const struct dbp_pool_counters *count = arena.count;
-    int64_t idle = atomic_load(&count->state[DBP_IDLE]);
+    const struct dbp_table *table = arena.share.table;
+    int64_t idle = dbp_pool_count(table, arena.pool, DBP_IDLE);
 
     *(int64_t *)arg = idle;
-    return atomic_load(&count->size) == idle && atomic_load(&count->waiting) == 0 &&
-           atomic_load(&count->state[DBP_GRANTED]) == 0 && atomic_load(&count->state[DBP_LEASED]) == 0;
+    return atomic_load(&arena.count->size) == idle && atomic_load(&arena.count->waiting) == 0 &&
+           dbp_pool_count(table, arena.pool, DBP_GRANTED) == 0 && dbp_pool_count(table, arena.pool, DBP_LEASED) == 0;
 }
 
 static bool is_quiet(void *arg) {
@@ -214,10 +215,10 @@ static uint64_t fingerprint(void) {
     for (uint32_t i = tail - 4; i != tail + 2; i++)
         MIX(dbp_queue_look(&pool->queue, i));
     for (int state = 0; state < DBP_STATES; state++)
-        MIX(atomic_load(&pool->count.state[state]));
+        MIX(dbp_pool_count(arena.share.table, arena.pool, (enum dbp_state)state));
     MIX(atomic_load(&pool->count.waiting));
     MIX(atomic_load(&pool->count.waits));
-    MIX(atomic_load(&pool->count.acquires));
+    MIX(dbp_pool_acquires(arena.share.table, arena.pool));
     MIX(atomic_load(&pool->count.timeouts));
     MIX(atomic_load(&pool->count.wait_us));
 #undef MIX

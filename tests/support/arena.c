@@ -132,7 +132,7 @@ static bool states_settled(void *arg) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++)
         words[dbp_word_state(atomic_load(&arena->share.table->sessions[i].word))]++;
     for (int state = DBP_OPENING; state < DBP_STATES; state++) {
-        if (atomic_load(&arena->count->state[state]) != words[state])
+        if (dbp_pool_count(arena->share.table, 0, (enum dbp_state)state) != words[state])
             return false;
         size += words[state];
     }
@@ -158,7 +158,7 @@ static void print_states(const struct arena *arena) {
         words[dbp_word_state(atomic_load(&arena->share.table->sessions[i].word))]++;
     for (int state = DBP_OPENING; state < DBP_STATES; state++)
         fprintf(stderr, "  %s: %lld counted, %lld in the words\n", names[state],
-                (long long)atomic_load(&arena->count->state[state]), (long long)words[state]);
+                (long long)dbp_pool_count(arena->share.table, 0, (enum dbp_state)state), (long long)words[state]);
     fprintf(stderr, "  size %lld, waiting %lld, at the server %u\n", (long long)atomic_load(&arena->count->size),
             (long long)atomic_load(&arena->count->waiting), atomic_load(&arena->fake->alive));
 }

@@ -78,7 +78,7 @@ static void assert_whole(int64_t cap) {
 
     for (uint32_t i = 0; i < (uint32_t)cap; i++)
         assert_int_equal(puppet_acquire(p, i), 0);
-    assert_int_equal(atomic_load(&count->state[DBP_LEASED]), cap);
+    assert_int_equal(dbp_pool_count(share.table, 0, DBP_LEASED), cap);
     assert_int_equal(atomic_load(&count->size), cap);
     for (uint32_t i = 0; i < (uint32_t)cap; i++)
         assert_int_equal(puppet_release(p, i, DBP_RETURN_CLEAN), 0);
@@ -408,7 +408,7 @@ static void test_I2_malformed_deliveries_lose_no_place(void **state) {
     uint32_t opens = atomic_load(&fake->opens);
     puppet_start(p, PUPPET_ACQUIRE);
     assert_true(eventually_at_least(&fake->opens, opens + 1));
-    assert_int_equal(atomic_load(&count->state[DBP_IDLE]), 0);
+    assert_int_equal(dbp_pool_count(share.table, 0, DBP_IDLE), 0);
     /* Until the connector is replaced; then all is asked anew. */
     atomic_store(&fake->open_mode, FAKE_OPEN_DO);
     atomic_store(&fake->reconnect, 1);

@@ -407,8 +407,62 @@ static void test_a_lease_from_taking_to_return(void **state) {
     again = lease_one();
     assert_int_equal(dbp_lease_status(client, &again), 3);
     assert_int_not_equal(again.generation, lease.generation);
-    assert_int_equal(atomic_load(&count->acquires), 2);
+    assert_int_equal(dbp_pool_acquires(table, 0), 2);
     assert_true(atomic_load(&table->sessions[0].users) & (1u << SLOT));
+}
+
+/* Sessions 0 and 1, of which this process had 1 last: another one had 0 at that time, and has given it back. */
+static void had_the_second_of_two(void) {
+    uint32_t session;
+    dbp_word word;
+
+    make_idle(0);
+    make_idle(1);
+    assert_true(dbp_idle_take(table, 0, DBP_LEASED, OTHER, &session, &word));
+    struct dbp_lease lease = lease_one();
+    assert_int_equal(lease.session, 1);
+    assert_true(dbp_idle_put(table, session, word));
+    assert_int_equal(dbp_release(client, &lease, 2, DBP_RETURN_CLEAN), 0);
+}
+
+static uint32_t use_one(void) {
+    struct dbp_lease lease = lease_one();
+
+    assert_int_equal(dbp_release(client, &lease, 2, DBP_RETURN_CLEAN), 0);
+    return lease.session;
+}
+
+static void test_a_process_takes_the_session_that_it_had_last(void **state) {
+    uint32_t session;
+    dbp_word word;
+
+    (void)state;
+    had_the_second_of_two();
+    struct dbp_lease lease = lease_one();
+    assert_int_equal(lease.session, 1);
+    assert_int_equal(atomic_load(&table->pools[0].idle[0]), 3); /* nothing was written there */
+    /* Its bit makes nobody else lend it, and its return makes everybody see it again. */
+    assert_true(dbp_idle_take(table, 0, DBP_LEASED, OTHER, &session, &word));
+    assert_int_equal(session, 0);
+    assert_false(dbp_idle_take(table, 0, DBP_LEASED, OTHER, &session, &word));
+    assert_int_equal(dbp_release(client, &lease, 2, DBP_RETURN_CLEAN), 0);
+    assert_true(dbp_idle_take(table, 0, DBP_LEASED, OTHER, &session, &word));
+    assert_int_equal(session, 1);
+    /* What another has now is not missed for long. */
+    assert_int_equal(dbp_acquire_now(client, 0, &lease), DBP_E_BUSY);
+    make_idle(2);
+    assert_int_equal(use_one(), 2);
+}
+
+static void test_a_low_load_comes_back_to_few_sessions(void **state) {
+    uint32_t uses = 0;
+
+    (void)state;
+    had_the_second_of_two();
+    while (use_one() != 0)
+        assert_true(++uses < 100);
+    for (uint32_t i = 0; i < 100; i++)
+        assert_int_equal(use_one(), 0);
 }
 
 static void test_I1_a_lease_kept_past_its_return_can_do_nothing(void **state) {
@@ -876,6 +930,8 @@ int main(void) {
         TEST(test_I2_an_answer_that_comes_late_is_not_taken_for_the_next),
         TEST(test_I10_garbage_and_strange_answers_are_survived),
         TEST(test_a_lease_from_taking_to_return),
+        TEST(test_a_process_takes_the_session_that_it_had_last),
+        TEST(test_a_low_load_comes_back_to_few_sessions),
         TEST(test_I1_a_lease_kept_past_its_return_can_do_nothing),
         TEST(test_I1_another_processs_lease_cannot_be_returned),
         TEST(test_I5_what_is_not_clean_goes_to_the_broker),

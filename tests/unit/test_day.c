@@ -357,7 +357,7 @@ static void test_a_bursty_day(void **state) {
             calm_since_us = now_us;
         } else if (calm_since_us != 0 && now_us - calm_since_us > (CAP + 2) * INTERVAL_S * S) {
             /* Long enough for all of a burst's to have gone, one by one: what is idle is the core. */
-            assert_true(atomic_load(&table->pools[pool].count.state[DBP_IDLE]) <= CORE + 1); /* +1: it replaces one */
+            assert_true(dbp_pool_count(table, pool, DBP_IDLE) <= CORE + 1); /* +1: it replaces one */
             calm_since_us = 0;
             bursts_over++;
         }

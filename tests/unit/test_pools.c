@@ -252,7 +252,7 @@ static void test_a_pool_is_there_before_any_process_asks(void **state) {
     spec.min_size = 2;
     assert_int_equal(dbp_broker_register(broker, &spec, text), 0);
     assert_true(eventually_equal(&first->state[DBP_IDLE], 2));
-    assert_int_equal(atomic_load(&first->acquires), 0);
+    assert_int_equal(dbp_pool_acquires(share.table, 0), 0);
     give_back(holding(&spec, 2), 2);
     assert_int_equal(atomic_load(&fake->opens), 2);
     spec.alias[0] = '\0';

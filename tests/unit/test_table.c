@@ -47,7 +47,7 @@ static void make_idle(uint32_t pool, uint32_t session) {
 }
 
 static int64_t in_state(uint32_t pool, enum dbp_state state) {
-    return atomic_load(&table->pools[pool].count.state[state]);
+    return dbp_pool_count(table, pool, state);
 }
 
 static void test_a_new_table_is_valid_and_empty(void **state) {
@@ -233,6 +233,50 @@ static void test_I2_a_session_put_back_is_offered(void **state) {
     assert_false(dbp_idle_take(table, 0, DBP_LEASED, 1, &session, &word));
 }
 
+static void test_one_session_is_taken_if_it_is_idle_and_fit_and_the_pools(void **state) {
+    uint32_t session;
+    dbp_word word, again;
+
+    (void)state;
+    make_idle(0, 70);
+    assert_false(dbp_idle_take_this(table, 1, 70, 1, &word)); /* it lives in pool 0 */
+    assert_false(dbp_idle_take_this(table, 0, 71, 1, &word)); /* nothing lives there */
+    atomic_store(&table->sessions[70].unfit, DBP_UNFIT);
+    assert_false(dbp_idle_take_this(table, 0, 70, 1, &word));
+    atomic_store(&table->sessions[70].unfit, DBP_FIT);
+    assert_true(dbp_idle_take_this(table, 0, 70, 1, &word));
+    assert_int_equal(dbp_word_owner(word_of(70)), 1);
+    assert_false(dbp_idle_take_this(table, 0, 70, 2, &again));
+    assert_true(dbp_idle_any(table, 0)); /* the bit stays, */
+    assert_false(dbp_idle_take(table, 0, DBP_LEASED, 2, &session, &again));
+    assert_false(dbp_idle_any(table, 0)); /* until somebody finds it wrong */
+    assert_true(dbp_idle_put(table, 70, word));
+    assert_true(dbp_idle_take(table, 0, DBP_LEASED, 2, &session, &again)); /* I2: it is found again all the same */
+}
+
+static void test_what_processes_count_is_summed_up(void **state) {
+    struct dbp_pool_counters *count = &table->pools[0].count;
+
+    (void)state;
+    for (uint32_t i = 0; i < 4; i++)
+        make_idle(0, i);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_true(dbp_session_move(table, i, word_of(i), DBP_LEASED, 5 * i, NULL));
+        dbp_pool_count_acquire(table, 0, 5 * i);
+    }
+    assert_int_equal(in_state(0, DBP_LEASED), 3);
+    assert_int_equal(in_state(0, DBP_IDLE), 1);
+    assert_int_equal(dbp_pool_acquires(table, 0), 3);
+    dbp_pool_sum_up(table, 0);
+    assert_int_equal(atomic_load(&count->state[DBP_LEASED]), 3);
+    assert_int_equal(atomic_load(&count->state[DBP_IDLE]), 1);
+    assert_int_equal(atomic_load(&count->acquires), 3);
+    /* Ended by the broker, for its holder who has died: it is his count that goes. */
+    assert_true(dbp_session_move(table, 2, word_of(2), DBP_CLOSING, 1, NULL));
+    assert_int_equal(atomic_load(&table->pools[0].usage[10].leased), 0);
+    assert_int_equal(in_state(0, DBP_LEASED), 2);
+}
+
 static void test_I2_recount_puts_right_what_a_killed_process_left_uncounted(void **state) {
     struct dbp_pool_counters *count = &table->pools[0].count;
     uint32_t ticket;
@@ -245,8 +289,8 @@ static void test_I2_recount_puts_right_what_a_killed_process_left_uncounted(void
     assert_true(dbp_queue_push(&table->pools[0].queue, 1, false, &ticket));
     assert_true(dbp_queue_push(&table->pools[0].queue, 1, false, &ticket));
     /* killed between the words and the counters */
-    atomic_fetch_add(&count->state[DBP_IDLE], 1);
-    atomic_fetch_sub(&count->state[DBP_LEASED], 1);
+    atomic_fetch_sub(&table->pools[0].usage[1].leased, 1);
+    atomic_fetch_add(&count->state[DBP_CLOSING], 1);
     atomic_fetch_add(&count->size, 5);
     atomic_store(&count->waiting, 40);
     dbp_table_recount(table, 0);
@@ -273,6 +317,8 @@ int main(void) {
         TEST(test_idle_take_is_lowest_first_and_once_only),
         TEST(test_I1_an_idle_bit_without_an_idle_session_lends_nothing),
         TEST(test_I2_a_session_put_back_is_offered),
+        TEST(test_one_session_is_taken_if_it_is_idle_and_fit_and_the_pools),
+        TEST(test_what_processes_count_is_summed_up),
         TEST(test_I2_recount_puts_right_what_a_killed_process_left_uncounted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

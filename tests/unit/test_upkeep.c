@@ -47,7 +47,7 @@ static void test_the_floor_is_open_before_anybody_asks_and_is_kept(void **state)
     spec.min_size = 2;
     puppet_ready(&share, &spec);
     assert_true(eventually_equal(&count->state[DBP_IDLE], 2));
-    assert_int_equal(atomic_load(&count->acquires), 0);
+    assert_int_equal(dbp_pool_acquires(share.table, 0), 0);
     atomic_store(&fake->hang_up, atomic_load(&share.table->sessions[0].connection_id)); /* the server ends one */
     fake_poke(fake);
     assert_true(eventually_equal(&count->closed, 1));

@@ -17,7 +17,7 @@
 
 #define ITERATIONS 500000
 #define ROUND_US 250000u /* of one number of processes */
-#define PACE_NS 20000u   /* work between two acquires: a worker that did nothing else would serve 50,000 a second */
+#define PACE_NS 20000u   /* a turn of a worker, which would serve 50,000 a second */
 #define LEASES_MAX 1024u
 
 static bool pair(struct stage *stage, uint32_t pool) {
@@ -115,28 +115,54 @@ int bench_uncontended(struct stage *stage, long rounds) {
 /* ---- beside others ---- */
 
 struct pace {
-    struct stage_times *with, *without;
-    uint64_t ns; /* 0: no work between, only the pool */
+    struct stage_times *acquire, *release, *clock;
+    uint64_t leased_ns, ns; /* work with the session, and in all */
 };
 
-static int beside(struct stage *stage, uint32_t number, void *arg) {
+static int paced(struct stage *stage, uint32_t number, void *arg) {
     const struct pace *pace = arg;
+    struct dbp_lease lease;
+
+    (void)number;
+    while (!atomic_load_explicit(&stage->common->stop, memory_order_relaxed)) {
+        uint64_t t0 = stage_now_ns(), t1 = stage_now_ns();
+        int rc = dbp_acquire_now(stage->client, stage->pools[STAGE_MANY], &lease);
+        uint64_t t2 = stage_now_ns();
+        if (rc != 0 && rc != DBP_E_BUSY)
+            return 1;
+        if (rc == 0) {
+            stage_burn(pace->leased_ns);
+            uint64_t t3 = stage_now_ns();
+            if (dbp_release(stage->client, &lease, 2, DBP_RETURN_CLEAN) != 0)
+                return 1;
+            stage_times_add(pace->release, stage_now_ns() - t3);
+            stage_times_add(pace->acquire, t2 - t1);
+            stage_times_add(pace->clock, t1 - t0);
+        }
+        stage_burn(pace->ns - pace->leased_ns);
+    }
+    return 0;
+}
+
+static bool print_paced(struct stage *stage, uint32_t n, uint64_t leased_ns, const char *name) {
+    struct pace pace = {stage_times_new(), stage_times_new(), stage_times_new(), leased_ns, PACE_NS};
+    bool good = stage_workers(stage, n, paced, &pace, ROUND_US);
+
+    printf("%s_ns_%u %.1f\n", name, n,
+           stage_times_at(pace.acquire, 0.5) + stage_times_at(pace.release, 0.5) - 2 * stage_times_at(pace.clock, 0.5));
+    stage_times_free(pace.acquire);
+    stage_times_free(pace.release);
+    stage_times_free(pace.clock);
+    return good;
+}
+
+static int flat_out(struct stage *stage, uint32_t number, void *arg) {
     uint64_t began = stage_cpu_ns(), n = 0;
 
-    for (; !atomic_load_explicit(&stage->common->stop, memory_order_relaxed); n++) {
-        if (pace->ns == 0) {
-            if (!pair(stage, STAGE_MANY))
-                return 1;
-            continue;
-        }
-        uint64_t t0 = stage_now_ns(), t1 = stage_now_ns();
+    (void)arg;
+    for (; !atomic_load_explicit(&stage->common->stop, memory_order_relaxed); n++)
         if (!pair(stage, STAGE_MANY))
             return 1;
-        uint64_t t2 = stage_now_ns();
-        stage_times_add(pace->without, t1 - t0);
-        stage_times_add(pace->with, t2 - t1);
-        stage_burn(PACE_NS);
-    }
     atomic_store(&stage->common->counts[number], n);
     atomic_store(&stage->common->nanoseconds[number], stage_cpu_ns() - began);
     return 0;
@@ -153,16 +179,10 @@ static void sum(const struct stage *stage, uint32_t n, double *countp, double *n
 int bench_processes(struct stage *stage, long rounds) {
     for (; rounds > 0; rounds--)
         for (uint32_t n = 1; n <= 16; n *= 2) {
-            struct pace paced = {stage_times_new(), stage_times_new(), PACE_NS}, flat_out = {.ns = 0};
             double count, ns;
 
-            if (!stage_workers(stage, n, beside, &paced, ROUND_US))
-                return 1;
-            printf("paced_ns_%u %.1f\n", n, stage_times_at(paced.with, 0.5) - stage_times_at(paced.without, 0.5));
-            printf("paced_p99_ns_%u %.1f\n", n, stage_times_at(paced.with, 0.99) - stage_times_at(paced.without, 0.5));
-            stage_times_free(paced.with);
-            stage_times_free(paced.without);
-            if (!stage_workers(stage, n, beside, &flat_out, ROUND_US))
+            if (!print_paced(stage, n, PACE_NS / 2, "paced") || !print_paced(stage, n, 0, "instant") ||
+                !stage_workers(stage, n, flat_out, NULL, ROUND_US))
                 return 1;
             sum(stage, n, &count, &ns);
             printf("cpu_ns_%u %.1f\nper_second_%u %.0f\n", n, ns / count, n, count / (ROUND_US / 1e6));

@@ -212,7 +212,7 @@ static bool open_pools(struct dbp_broker *broker, const struct dbp_table *table)
         usleep(10000);
         idle = 0;
         for (int i = 0; i < STAGE_POOLS; i++)
-            idle += atomic_load(&table->pools[i].count.state[DBP_IDLE]);
+            idle += dbp_pool_count(table, (uint32_t)i, DBP_IDLE);
     } while (idle < wanted && dbp_now_us() < deadline);
     if (idle < wanted)
         fprintf(stderr, "only %lld of %lld sessions came\n", (long long)idle, (long long)wanted);
