@@ -101,11 +101,12 @@ struct dbp_session_facts {
 };
 
 /* What the connector found out about the session, for whoever resets it (reset.h). */
-#define DBP_FACT_TRACKED (1u << 16)   /* the server reports changes of its state: bit DBP_STATUS_CHANGED */
-#define DBP_FACT_ROLE_NONE (1u << 17) /* it has roles and none is set; COM_RESET_CONNECTION keeps what SET ROLE chose \
-                                       */
-#define DBP_FACT_NAMES (1u << 18)     /* COM_RESET_CONNECTION loses the login's character set */
-#define DBP_FACT_NO_RESET (1u << 19)  /* no reset leads back to what it is now: another session takes its place */
+#define DBP_FACT_TRACKED (1u << 16) /* the server reports changes of its state: bit DBP_STATUS_CHANGED */
+#define DBP_FACT_ROLE_NONE                                                                                           \
+    (1u << 17)                       /* it has roles and none is set; COM_RESET_CONNECTION keeps what SET ROLE chose \
+                                      */
+#define DBP_FACT_NAMES (1u << 18)    /* COM_RESET_CONNECTION loses the login's character set */
+#define DBP_FACT_NO_RESET (1u << 19) /* no reset leads back to what it is now: another session takes its place */
 
 struct dbp_error {
     uint32_t code; /* the server's or client library's errno, e.g. 1045, 2003; 0: none */

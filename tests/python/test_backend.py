@@ -69,8 +69,9 @@ class Outside(unittest.TestCase):
             cursor.execute(base.FACTS_SQL)
             row = [None if value is None else str(value).encode() for value in cursor.fetchone()]
         expected.close()
-        connection._pool = types.SimpleNamespace(facts=row, server_data=(None, None))
-        self.assertEqual(connection._server_data(), expected.mysql_server_data)
+        pool = types.SimpleNamespace(facts=row, server_data=(None, None))
+        with mock.patch.object(base.DatabaseWrapper, '_pool', pool):
+            self.assertEqual(connection._server_data(), expected.mysql_server_data)
 
     def test_parameters_follow_the_settings(self):
         """They are remembered, but not longer than the settings are the same, to the depth of OPTIONS."""

@@ -134,8 +134,10 @@ typedef struct dbp_py_proxy {
     dbp_py_owner *owner;                  /* borrowed; NULL once nobody's end returns it */
     struct dbp_py_proxy *next, *previous; /* owner.c's list */
     int users;                            /* more than 1 where use_threadlocal gave it again */
+    unsigned epoch;                       /* of the process that it was leased in */
     char busy;                            /* a call is under way */
     char undo;                            /* one of the users wants no commit */
+    char fresh;                           /* the backend's: autocommit is as the settings say, nobody has changed it */
 } dbp_py_proxy;
 
 extern PyTypeObject dbp_py_proxy_type;

@@ -128,8 +128,8 @@ PyMODINIT_FUNC PyInit__dbpool(void) {
 
     if (!module)
         return NULL;
-    if (dbp_py_owner_init() < 0 || dbp_py_checkout_init() < 0 || dbp_py_methods_init() < 0 ||
-        dbp_py_hub_init() < 0 || dbp_py_api_init(module) < 0 || add_constants(module) < 0 || add_types(module) < 0 ||
+    if (dbp_py_owner_init() < 0 || dbp_py_checkout_init() < 0 || dbp_py_methods_init() < 0 || dbp_py_hub_init() < 0 ||
+        dbp_py_api_init(module) < 0 || add_constants(module) < 0 || add_types(module) < 0 ||
         PyModule_AddFunctions(module, dbp_py_pool_methods) < 0 ||
         PyModule_AddFunctions(module, dbp_py_session_methods) < 0 ||
         PyModule_AddFunctions(module, dbp_py_method_methods) < 0 ||

@@ -30,6 +30,7 @@ static int proxy_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     if (!self->owner && dbp_py_owner_join(self) < 0)
         return -1;
     self->users = 1;
+    self->epoch = dbp_py_epoch();
     return 0;
 }
 
@@ -47,6 +48,7 @@ dbp_py_proxy *dbp_py_proxy_make(PyTypeObject *type, PyObject *profile, PyObject 
     Py_INCREF(driver->connection);
     self->target = driver->connection;
     self->users = 1;
+    self->epoch = dbp_py_epoch();
     return self;
 }
 
@@ -269,6 +271,11 @@ static PyObject *proxy_is_open(PyObject *object, void *closure) {
     return yes < 0 ? NULL : PyBool_FromLong(yes);
 }
 
+static PyObject *proxy_is_inherited(PyObject *object, void *closure) {
+    (void)closure;
+    return PyBool_FromLong(((dbp_py_proxy *)object)->epoch != dbp_py_epoch());
+}
+
 static PyMethodDef proxy_methods[] = {
     {"_open", proxy_open_target, METH_NOARGS, "_open() -> the driver object, if it may be used now"},
     {"_call", (PyCFunction)(void (*)(void))proxy_call, METH_FASTCALL | METH_KEYWORDS,
@@ -287,9 +294,11 @@ static PyMemberDef proxy_members[] = {{"_profile", T_OBJECT_EX, offsetof(dbp_py_
                                       {"_users", T_INT, offsetof(dbp_py_proxy, users), 0, NULL},
                                       {"_busy", T_BOOL, offsetof(dbp_py_proxy, busy), 0, NULL},
                                       {"_undo", T_BOOL, offsetof(dbp_py_proxy, undo), 0, NULL},
+                                      {"_fresh", T_BOOL, offsetof(dbp_py_proxy, fresh), 0, NULL},
                                       {NULL, 0, 0, 0, NULL}};
 
 static PyGetSetDef proxy_getset[] = {{"open", proxy_is_open, NULL, "True while the lease lasts.", NULL},
+                                     {"_inherited", proxy_is_inherited, NULL, "It came here through a fork.", NULL},
                                      {NULL, NULL, NULL, NULL, NULL}};
 
 PyTypeObject dbp_py_proxy_type = {

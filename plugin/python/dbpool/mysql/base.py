@@ -110,19 +110,30 @@ def _copied(value):
     return {key: _copied(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
+def _known_policy(wrapper, settings_dict):
+    have = _policies.get(wrapper.alias)
+    if have is not None and have[0] is settings_dict.get("POOL") and have[1] is settings_dict.get("OPTIONS"):
+        return have[2]
+    return None
+
+
 class DatabaseWrapper(unasync.DatabaseWrapper):
+    # In the usual case a wrapper gets no attribute that stock's has not. Stock's are near to the number (30 in CPython
+    # 3.11, SHARED_KEYS_MAX_SIZE) above which objects of a class do not share their dicts' keys, and each then costs
+    # some microseconds more, at every request under gevent. So what belongs to a lease is asked of the lease.
     _pool_problems = ()  # what is wrong with the settings
-    _pool = None  # the Pool of self.connection; None: it is private
-    _connected_in = None  # epoch (forks above this process) of it
-    _fresh = False  # self.connection is a new lease, on which autocommit is what the settings say
+    _pool_policy = None  # None: _known_policy() has it
+    _connected_in = None  # epoch (forks above this process) of a private self.connection
 
     def __init__(self, settings_dict, *args, **kwargs):
         super().__init__(settings_dict, *args, **kwargs)
-        have = _policies.get(self.alias)
-        if have is not None and have[0] is settings_dict.get("POOL") and have[1] is settings_dict.get("OPTIONS"):
-            self._pool_policy = have[2]
-        else:
+        if _known_policy(self, settings_dict) is None:
             self._read_pool(settings_dict)
+
+    @property
+    def _pool(self):
+        """The Pool of self.connection; None: it is private."""
+        return self.connection._profile.pool if isinstance(self.connection, _dbpool.Proxy) else None
 
     def _read_pool(self, settings_dict):
         # Said in the log now, raised at the first use: Django makes the wrappers of all aliases at every request, and
@@ -159,7 +170,11 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
 
     def _identity(self, conn_params):
         autocommit = self.settings_dict["AUTOCOMMIT"]
-        return Database, self.alias, self._pool_policy, conn_params, autocommit, self.isolation_level, FACTS_SQL
+        policy = self._pool_policy or _known_policy(self, self.settings_dict)
+        if policy is None:  # another wrapper of this alias has other settings
+            self._read_pool(self.settings_dict)
+            policy = self._pool_policy
+        return Database, self.alias, policy, conn_params, autocommit, self.isolation_level, FACTS_SQL
 
     def introduce(self):
         """Makes the pool known to the broker; takes no session. What is wrong is said in the log here, and raised at
@@ -176,9 +191,7 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
     def get_new_connection(self, conn_params):
         if self._pool_problems:
             raise ImproperlyConfigured("\n".join(self._pool_problems))
-        self._connected_in = epoch = _dbpool.epoch()
-        self._pool = None
-        self._fresh = False
+        epoch = _dbpool.epoch()
         autocommit = self.settings_dict["AUTOCOMMIT"]
         have = _profiles.get(self.alias)
         if have is not None and have[:4] == (epoch, conn_params, autocommit, self.isolation_level):
@@ -186,11 +199,11 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
         else:
             profile = self._profile(conn_params)
             if profile is None:
+                self._connected_in = epoch
                 return super().get_new_connection(conn_params)
             _profiles[self.alias] = epoch, conn_params, autocommit, self.isolation_level, profile
         connection = profile.connect()
-        self._pool = profile.pool
-        self._fresh = True
+        connection._fresh = True
         return connection
 
     def _profile(self, conn_params):
@@ -212,15 +225,17 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
     def set_autocommit(self, autocommit, *args, **kwargs):
         # Django says it to each new connection, and ours has it. (On one that is shared, by use_threadlocal, it would
         # commit the other user's transaction.)
-        fresh, self._fresh = self._fresh, False
-        if fresh and autocommit == self.settings_dict["AUTOCOMMIT"]:
-            self.autocommit = autocommit
-        else:
-            super().set_autocommit(autocommit, *args, **kwargs)
+        connection = self.connection
+        if isinstance(connection, _dbpool.Proxy) and connection._fresh:
+            connection._fresh = False
+            if autocommit == self.settings_dict["AUTOCOMMIT"]:
+                self.autocommit = autocommit
+                return
+        super().set_autocommit(autocommit, *args, **kwargs)
 
     def _close(self):
         # Half an atomic block, or what came after an error, is nothing to commit, whatever reset_on_return says.
-        if self._pool is None or self.connection is None:
+        if not isinstance(self.connection, _dbpool.Proxy):
             return super()._close()
         try:
             return self.connection.close(not (self.in_atomic_block or self.errors_occurred))
@@ -229,7 +244,7 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
                 raise
 
     def init_connection_state(self):
-        if self._pool is None:
+        if not isinstance(self.connection, _dbpool.Proxy):
             super().init_connection_state()
         elif _LOOKS_AT_VERSION:
             # Only looks at the server's version; what stock goes on to SET, the session has already.
@@ -243,13 +258,14 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
         return self._server_data()
 
     def _server_data(self):
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             return stock.DatabaseWrapper.mysql_server_data.func(self)
-        facts, data = self._pool.server_data
-        if facts is not self._pool.facts:
-            row = tuple(_value(column) for column in self._pool.facts)
-            facts, data = self._pool.facts, stock.DatabaseWrapper.mysql_server_data.func(_Recorder(row))
-            self._pool.server_data = facts, data
+        facts, data = pool.server_data
+        if facts is not pool.facts:
+            row = tuple(_value(column) for column in pool.facts)
+            facts, data = pool.facts, stock.DatabaseWrapper.mysql_server_data.func(_Recorder(row))
+            pool.server_data = facts, data
         return dict(data)
 
     def _warn_of_kept_leases(self, pool):
@@ -272,13 +288,15 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
     # object to the child. It is the parent's: the child drops it unused, without COM_QUIT, and connects for itself.
 
     def _is_inherited(self):
-        return self.connection is not None and self._connected_in != _dbpool.epoch()
+        connection = self.connection
+        if isinstance(connection, _dbpool.Proxy):
+            return connection._inherited
+        return connection is not None and self._connected_in != _dbpool.epoch()
 
     def _forget_inherited(self):
-        if self._pool is None and self._connected_in is not None:
+        if not isinstance(self.connection, _dbpool.Proxy) and self._connected_in is not None:
             drivers.of(Database).abandon(self.connection)
         self.connection = None
-        self._pool = None
         self.in_atomic_block = False
         self.savepoint_ids = []
         self.needs_rollback = False
@@ -286,19 +304,23 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
         self.run_on_commit = []
 
     def ensure_connection(self):
-        if self._is_inherited():
+        if self.connection is not None and self._is_inherited():
             self._forget_inherited()
         super().ensure_connection()
 
     def close(self):
-        if self._is_inherited():
+        if self.connection is not None and self._is_inherited():
             self._forget_inherited()
         super().close()
 
     def close_if_unusable_or_obsolete(self):
-        if self.connection is not None:
-            if self._is_inherited():
-                self._forget_inherited()
+        if self.connection is None:
+            return
+        if self._is_inherited():
+            self._forget_inherited()
+        elif self.settings_dict["CONN_MAX_AGE"] == 0 and self.close_at is not None:
+            self.close()  # as stock in the end, which has some looks before, and a ping after an error
+        else:
             super().close_if_unusable_or_obsolete()
 
     def _commit(self):

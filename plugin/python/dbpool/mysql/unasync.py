@@ -8,6 +8,7 @@ method called, to refuse as it does. https://docs.djangoproject.com/en/stable/to
 """
 
 import functools
+import inspect
 from asyncio import _get_running_loop
 
 from django.db.backends.mysql import base as stock
@@ -18,11 +19,14 @@ def _quiet(method):
     if unchecked is None:
         return method  # not decorated in this Django
 
-    @functools.wraps(method)
-    def quiet(*args, **kwargs):
+    def quiet(self):  # the usual ones; a call with *args would cost twice as much
+        return (unchecked if _get_running_loop() is None else method)(self)
+
+    def quiet_with_arguments(*args, **kwargs):
         return (unchecked if _get_running_loop() is None else method)(*args, **kwargs)
 
-    return quiet
+    bare = len(inspect.signature(unchecked).parameters) == 1
+    return functools.wraps(method)(quiet if bare else quiet_with_arguments)
 
 
 class DatabaseWrapper(stock.DatabaseWrapper):
