@@ -33,6 +33,7 @@ class Figures:
         self.tables = []  # {'bench', 'title', 'unit', 'better', 'base', 'rows': {name: {...}}}
         self.reached = {}  # key of TARGETS -> {'value', 'min', 'max', 'met', 'note'}
         self.curves = []  # what svg.chart() takes
+        self.flames = []  # what svg.flame() takes
         self.bench = None
 
     def begin(self, name, title):
@@ -68,8 +69,12 @@ class Figures:
         self.curves.append(dict(options, name=name, title=title, x=x, y=y,
                                 series={key: [list(point) for point in points] for key, points in series.items()}))
 
+    def flame(self, name, title, stacks):
+        """stacks: [[[outermost, ..., innermost], samples], ...]"""
+        self.flames.append({'name': name, 'title': title, 'stacks': stacks})
+
     def data(self):
-        return {'tables': self.tables, 'reached': self.reached, 'curves': self.curves}
+        return {'tables': self.tables, 'reached': self.reached, 'curves': self.curves, 'flames': self.flames}
 
 
 def spread(low, high):

@@ -79,6 +79,10 @@ def _charts(data):
         with open(os.path.join(CHARTS, curve['name'] + '.svg'), 'w') as f:
             f.write(svg.chart(**curve))
         yield '![%s](charts/%s.svg)\n' % (curve['title'], curve['name'])
+    for flame in data['flames']:
+        with open(os.path.join(CHARTS, flame['name'] + '.svg'), 'w') as f:
+            f.write(svg.flame(**flame))
+        yield '![%s](charts/%s.svg)\n' % (flame['title'], flame['name'])
 
 
 def _tables(data):

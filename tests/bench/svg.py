@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""A line chart as SVG, small and without a library: axes with round numbers, labels, a legend, one palette for light
-pages and one for dark ones (the reader's own setting decides)."""
+"""A line chart and a flame graph as SVG, small and without a library: axes with round numbers, labels, a legend, one
+palette for light pages and one for dark ones (the reader's own setting decides)."""
 
 import math
 from xml.sax.saxutils import escape
@@ -60,23 +60,29 @@ def _path(points, steps):
     return ' '.join(parts)
 
 
-def chart(title, x, y, series, log_x=False, steps=False, **_):
-    """x and y: the axes' labels, units included; series: {name: [(x, y), ...]}, as many as there are colours.
-
-    steps: a value holds until the next; no marks at the points."""
-    points = [point for of_name in series.values() for point in of_name]
-    across = _Axis([point[0] for point in points], LEFT, WIDTH - RIGHT, log_x)
-    up = _Axis([point[1] for point in points], HEIGHT - BOTTOM, TOP)
+def _page(width, height, title):
+    """(what the file has so far, a function that adds text)"""
     out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img">' % (
-        WIDTH, HEIGHT, WIDTH, HEIGHT), '<title>%s</title>' % escape(title),
+        width, height, width, height), '<title>%s</title>' % escape(title),
         '<style>%s</style>' % (STYLE % (TEXT, _palette(LIGHT), _palette(DARK))),
-        '<rect class="page" x="0.5" y="0.5" width="%d" height="%d" rx="8"/>' % (WIDTH - 1, HEIGHT - 1)]
+        '<rect class="page" x="0.5" y="0.5" width="%d" height="%d" rx="8"/>' % (width - 1, height - 1)]
 
     def text(left, top, words, kind='soft', anchor='start', more=''):
         out.append('<text class="%s" x="%.1f" y="%.1f" text-anchor="%s"%s>%s</text>' % (
             kind, left, top, anchor, more, escape(words)))
 
     text(LEFT, 32, title, 'ink', more=' font-size="16" font-weight="600"')
+    return out, text
+
+
+def chart(title, x, y, series, log_x=False, steps=False, **_):
+    """x and y: the axes' labels, units included; series: {name: [(x, y), ...]}, as many as there are colours.
+
+    steps: a value holds until the next; no marks at the points."""
+    points = [point for of_name in series.values() for point in of_name]
+    out, text = _page(WIDTH, HEIGHT, title)
+    across = _Axis([point[0] for point in points], LEFT, WIDTH - RIGHT, log_x)
+    up = _Axis([point[1] for point in points], HEIGHT - BOTTOM, TOP)
     for mark in up.marks:
         at = up(mark)
         out.append('<line class="%s" x1="%d" x2="%d" y1="%.1f" y2="%.1f"/>' % (
@@ -98,4 +104,61 @@ def chart(title, x, y, series, log_x=False, steps=False, **_):
         out.append('<path class="line s%d" d="M%.1f 58 h20"/>' % (at, legend))
         text(legend + 26, 62, name, 'ink')
         legend += 26 + len(name) * TEXT * 0.6 + 18
+    return '\n'.join(out + ['</svg>', ''])
+
+
+# ---- flame graph (Brendan Gregg's, upside down: the outermost call at the top) ----
+
+FLAME_WIDTH, MARGIN, ROW = 1100, 20, 19
+LEAST = 0.004  # of all: what is narrower is left out
+KINDS = (('the driver', ('MySQLdb.', 'pymysql.')), ('dbpool', ('dbpool.',)), ('Django', ('django.', 'asgiref.')),
+         ('gevent, uWSGI, the standard library, the view', ('',)))
+
+
+def _kind(name):
+    return next(at for at, (_, beginnings) in enumerate(KINDS) if name.startswith(beginnings))
+
+
+def _rows(stacks, total):
+    """[(depth, first sample, samples, name), ...]: equal calls side by side are one."""
+    found = []
+
+    def level(members, depth, first):
+        groups = {}
+        for stack, n in members:
+            if len(stack) > depth:
+                groups.setdefault(stack[depth], []).append((stack, n))
+        for name in sorted(groups):
+            width = sum(n for _, n in groups[name])
+            if width >= LEAST * total:
+                found.append((depth, first, width, name))
+                level(groups[name], depth + 1, first)
+            first += width
+
+    level(stacks, 0, 0)
+    return found
+
+
+def flame(title, stacks, **_):
+    """stacks: [[[outermost, ..., innermost], samples], ...]; names are 'module:function'."""
+    total = sum(n for _, n in stacks) or 1
+    rows = _rows(stacks, total)
+    height = 84 + ROW * (1 + max((row[0] for row in rows), default=0)) + MARGIN
+    out, text = _page(FLAME_WIDTH, height, title)
+    each, legend = (FLAME_WIDTH - 2 * MARGIN) / total, LEFT
+    for at, (name, _) in enumerate(KINDS):
+        out.append('<rect class="d%d" fill-opacity="0.45" x="%.1f" y="50" width="14" height="14"/>' % (at, legend))
+        text(legend + 20, 62, name, 'ink')
+        legend += 20 + len(name) * TEXT * 0.55 + 22
+    for depth, first, width, name in rows:
+        left, top, wide = MARGIN + first * each, 76 + depth * ROW, width * each
+        out.append('<g><title>%s: %.1f %%</title><rect class="d%d" fill-opacity="0.45" x="%.1f" y="%d" width="%.1f" '
+                   'height="%d"/>' % (escape(name), 100 * width / total, _kind(name), left, top, max(wide - 0.7, 0.3),
+                                      ROW - 1))
+        short = name.rpartition('.')[2]
+        room = int((wide - 6) / (TEXT * 0.5))
+        if room > 3:
+            text(left + 3, top + 13, short if len(short) <= room else short[:room - 1] + '\u2026', 'ink',
+                 more=' font-size="11"')
+        out.append('</g>')
     return '\n'.join(out + ['</svg>', ''])

@@ -7,6 +7,7 @@ from django.urls import path
 
 import pools
 import probes
+import stacks
 
 
 def ping(request):
@@ -26,5 +27,5 @@ def slow(request):
     return JsonResponse({})
 
 
-urlpatterns = [path('ping', ping), path('one', one), path('slow', slow), path('hold', pools.hold),
+urlpatterns = [path('ping', ping), path('one', one), path('slow', slow), path('hold', pools.hold), path('stacks', stacks.stacks),
                *(path(name, view) for name, view in probes.VIEWS.items())]
