@@ -2,11 +2,10 @@
 """Requests per second of a Django view under uWSGI with gevent: dbpool and the stock backend, with both drivers, and
 the ceiling: private connections that are opened once and kept in each process (app/kept/base.py)."""
 
-import contextlib
 import statistics
 
-from tests.bench.figures import ratios, turns
-from tests.bench.serving import CLIENTS, WORKERS, load, server, uwsgi
+from tests.bench.figures import ratios
+from tests.bench.serving import CLIENTS, WORKERS, begun_in_turn, load, server, uwsgi
 
 CANDIDATES = {
     'dbpool, mysqlclient': ('dbpool.mysql', 'mysqlclient'),
@@ -21,9 +20,9 @@ OURS, STOCK, CEILING = 'dbpool, mysqlclient', 'stock, PyMySQL', 'ceiling, mysqlc
 
 
 def _measure(figures, rounds, path, title, names):
-    with server() as running, contextlib.ExitStack() as stack:
-        instances = {name: stack.enter_context(uwsgi(running, *CANDIDATES[name])) for name in names}
-        samples = turns(rounds, {name: lambda one=one: load(one, path) for name, one in instances.items()})
+    with server() as running:
+        samples = begun_in_turn(rounds, {
+            name: (lambda name=name: uwsgi(running, *CANDIDATES[name]), lambda one: load(one, path)) for name in names})
         figures.table('%s: %d clients, %d gevent workers' % (title, CLIENTS, WORKERS), 'requests/s', samples, STOCK,
                       'higher')
     return samples

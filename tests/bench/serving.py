@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 
 from tests.support import Server, Uwsgi
 from tests.support.procs import free_port
@@ -49,6 +50,28 @@ def uwsgi(running, engine='dbpool.mysql', driver='mysqlclient', mode='gevent', p
         options['gevent'] = 200
     return kind('wsgi:application', [APP], mode, processes, options,
                 environ={'DBPOOL_BENCH': given, 'DJANGO_SETTINGS_MODULE': 'settings'})
+
+
+def begun_in_turn(rounds, candidates):
+    """{name: [a figure per round]} of {name: (begin, measure)}: a context manager, and a function of what it gives.
+
+    In each round all are begun anew, in another order, and measured in that order from the middle on: on some machines
+    who was begun first is slower by some percent for as long as he lives."""
+    samples = {name: [] for name in candidates}
+    names = list(candidates)
+    for number in range(rounds):
+        first = number * 3 % len(names)
+        names = names[first:] + names[:first]
+        with contextlib.ExitStack() as stack:
+            begun = {name: stack.enter_context(candidates[name][0]()) for name in names}
+            for warm_up in (True, False):
+                for name in names[len(names) // 2:] + names[:len(names) // 2]:
+                    value = candidates[name][1](begun[name])
+                    if not warm_up:
+                        samples[name].append(value)
+                    sys.stderr.write('.')
+                    sys.stderr.flush()
+    return {name: samples[name] for name in candidates}
 
 
 class Load:

@@ -3,10 +3,7 @@
 and the worker's processor time per request, beside the ceiling's, the stock backend's and that of a view without a
 query."""
 
-import contextlib
-
-from tests.bench.figures import turns
-from tests.bench.serving import cpu_seconds, load, server, uwsgi
+from tests.bench.serving import begun_in_turn, cpu_seconds, load, server, uwsgi
 
 SECONDS = 2
 CLIENTS = 8
@@ -31,13 +28,15 @@ def share(figures, rounds):
         counted.append(instance.get('/clock').json()['us'])
         return cpu
 
-    with server() as running, contextlib.ExitStack() as stack:
-        instances = {name: stack.enter_context(uwsgi(running, engine, processes=1)) for name, engine in ENGINES.items()}
-        samples = turns(rounds, {
-            POOL: lambda: pool(instances[POOL]),
-            **{name: lambda one=one: _cpu_us(one, '/one') for name, one in instances.items() if name != POOL},
-            NO_QUERY: lambda: _cpu_us(instances[CEILING], '/ping')})
-    ours = counted[-rounds:]  # without the warm-up
+    with server() as running:
+        def begin(engine):
+            return lambda: uwsgi(running, engine, processes=1)
+
+        samples = begun_in_turn(rounds, {
+            POOL: (begin(ENGINES[POOL]), pool),
+            **{name: (begin(engine), lambda one: _cpu_us(one, '/one')) for name, engine in ENGINES.items() if name != POOL},
+            NO_QUERY: (begin(ENGINES[CEILING]), lambda one: _cpu_us(one, '/ping'))})
+    ours = counted[1::2]  # without the warm-ups
     samples['of dbpool: connecting and closing, by the clock'] = ours
     figures.table('one request, one query: processor time of the worker', 'us', samples, POOL)
     difference = sorted(100 * (a - b) / a for a, b in zip(samples[POOL], samples[CEILING]))[rounds // 2]
