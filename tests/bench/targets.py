@@ -41,15 +41,11 @@ TARGETS = {
 # What stands in the way of those that were not reached here: by experiments (one thing taken out at a time), cProfile and
 # the tables of the report.
 LIMITS = {
-    'flat.processes': 'Alone, a process finds everything in its own cache. With another one at work, the idle word, the '
-                      "session's word and a line of counters come from the other core. More processes than that change "
-                      'nothing.',
-    'requests.ceiling': 'With one worker the difference was 0 to 6 % of processor time, by the run: see the table of one '
-                        'request. With two it is more: a session, that is its socket in the kernel and its word in the table, '
-                        'goes from one processor to the other. When each worker kept to sessions of its own, for an '
-                        'experiment, 0.952 became 0.966.',
-    'requests.stock': "The ceiling is not there either: of a request's processor time 60 % is Django's and uWSGI's without any "
-                      'query, and the server, the load generator and two workers share two cores.',
+    'requests.ceiling': 'Both make the same system calls, and dbpool fewer calls of Python functions. The rounds are further '
+                        'apart than the two are.',
+    'requests.stock': "The ceiling is not there either: of a request's processor time some 60 % is Django's and uWSGI's without "
+                      'any query (the flame graph below), and the server, the load generator and two workers share two '
+                      'cores.',
     'slow.stock': '32 clients that wait 20 ms each make 1,600 requests/s at most, and the stock backend with PyMySQL makes '
                   '1,100 here. With mysqlclient, which blocks the worker, it makes 90.',
 }
