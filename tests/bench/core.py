@@ -60,10 +60,10 @@ def flat(figures, rounds):
     figures.curve('acquires-by-workers', 'Acquires and releases by worker processes', 'worker processes',
                   'million per second, all together', points, log_x=True)
     figures.curve('cost-by-workers', 'Cost of an acquire and its release by worker processes', 'worker processes', 'ns',
-                  {'10 us with, 10 us without it': [(n, statistics.median(samples['paced_ns_%d' % n])) for n in PROCESSES],
-                   'leases of an instant, 20 us between': [(n, statistics.median(samples['instant_ns_%d' % n]))
+                  {'10 us of use in 20': [(n, statistics.median(samples['paced_ns_%d' % n])) for n in PROCESSES],
+                   'an instant in 20 us': [(n, statistics.median(samples['instant_ns_%d' % n]))
                                                            for n in PROCESSES],
-                   'nothing between (CPU time)': [(n, statistics.median(samples['cpu_ns_%d' % n])) for n in PROCESSES]},
+                   'instants without a pause': [(n, statistics.median(samples['cpu_ns_%d' % n])) for n in PROCESSES]},
                   log_x=True)
 
     samples = measure('sessions', MANY, rounds)
