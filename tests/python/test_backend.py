@@ -59,6 +59,12 @@ class Outside(unittest.TestCase):
         connection.close()
         self.assertIsNone(connection.connection)
 
+    def test_no_attribute_more_than_stocks(self):
+        """They are near to the number above which each wrapper, one per request under gevent, is dearer (base.py)."""
+        self.wrapper()  # the first of an alias remembers for the others
+        connection = self.wrapper()
+        self.assertEqual(set(vars(connection)), set(vars(stock.DatabaseWrapper(connection.settings_dict, 'default'))))
+
     def test_server_data_is_stocks(self):
         connection = self.wrapper()
         expected = stock.DatabaseWrapper(connection.settings_dict, 'default')

@@ -257,14 +257,21 @@ static void test_I2_killed_with_the_idle_bit_in_hand(void **state) {
     assert_claims(ticket, 2, 0);
 }
 
-static void test_I2_killed_after_grant_step_1(void **state) {
+/* Session 0 is granted to a waiter of slot 2, who was not told: step 1 of a grant, whose author was killed then. */
+static uint32_t granted_untold(void) {
     uint32_t session;
     dbp_word word;
 
-    (void)state;
     make_idle(0);
     uint32_t ticket = wait_in(2, true);
     assert_true(dbp_idle_take(table, 0, DBP_GRANTED, ticket, &session, &word));
+    assert_int_equal(session, 0);
+    return ticket;
+}
+
+static void test_I2_killed_after_grant_step_1(void **state) {
+    (void)state;
+    uint32_t ticket = granted_untold();
     dbp_handoff_sweep(&share, 0);
     assert_true(was_woken(2));
     assert_int_equal(waiting(), 0);
@@ -276,9 +283,7 @@ static void test_I2_killed_after_grant_step_1_and_the_waiter_left(void **state) 
     dbp_word word;
 
     (void)state;
-    make_idle(0);
-    uint32_t ticket = wait_in(2, true), next = wait_in(3, true);
-    assert_true(dbp_idle_take(table, 0, DBP_GRANTED, ticket, &session, &word));
+    uint32_t ticket = granted_untold(), next = wait_in(3, true);
     assert_int_equal(dbp_handoff_cancel(&share, 0, ticket, 2, &session, &word), DBP_E_TIMEOUT);
     assert_int_equal(state_of(0), DBP_GRANTED);
     dbp_handoff_sweep(&share, 0);
@@ -287,14 +292,9 @@ static void test_I2_killed_after_grant_step_1_and_the_waiter_left(void **state) 
 }
 
 static void test_I2_killed_after_grant_step_2_before_the_wake(void **state) {
-    uint32_t session;
-    dbp_word word;
-
     (void)state;
-    make_idle(0);
-    uint32_t ticket = wait_in(2, true);
-    assert_true(dbp_idle_take(table, 0, DBP_GRANTED, ticket, &session, &word));
-    assert_true(dbp_queue_move(queue, dbp_queue_look(queue, ticket), DBP_PLACE_GRANTED, session));
+    uint32_t ticket = granted_untold();
+    assert_true(dbp_queue_move(queue, dbp_queue_look(queue, ticket), DBP_PLACE_GRANTED, 0));
     dbp_handoff_sweep(&share, 0);
     assert_true(was_woken(2));
     assert_claims(ticket, 2, 0);
@@ -327,12 +327,10 @@ static void test_I2_a_session_put_back_that_became_unfit_is_told_to_the_broker(v
     dbp_word word;
 
     (void)state;
-    make_idle(0);
-    uint32_t ticket = wait_in(2, true);
-    assert_true(dbp_idle_take(table, 0, DBP_GRANTED, ticket, &session, &word));
+    uint32_t ticket = granted_untold();
     assert_int_equal(dbp_handoff_cancel(&share, 0, ticket, 2, &session, &word), DBP_E_TIMEOUT);
-    atomic_store(&table->sessions[0].unfit,
-                 DBP_UNFIT); /* its server hung up: the broker leaves it while it is granted */
+    /* Its server hung up: the broker leaves it while it is granted. */
+    atomic_store(&table->sessions[0].unfit, DBP_UNFIT);
     assert_int_equal(atomic_load(&table->pools[0].attention), 0);
     dbp_handoff_sweep(&share, 0);
     assert_int_equal(state_of(0), DBP_IDLE);
