@@ -22,6 +22,8 @@
 
 #define EVENTS_MAX 64
 #define NO_ROOM "the master has as many files open as it may (RLIMIT_NOFILE)"
+#define STOP_MOST_US 2000000u /* for the KILLs that are left when the host stops */
+#define STOP_LOOK_US 10000u   /* between two looks then */
 #define MESSAGES_MAX 16 /* per channel and turn, so that one that floods does not starve the rest */
 
 /* What an epoll event is about: kind in the top byte, then a serial that a closed and reused index no longer matches.
@@ -45,6 +47,8 @@ struct dbp_broker {
     struct dbp_keeper *keeper;
     int control_fd, epoll_fd, stop_fd;
     int connector;         /* its slot, -1: none */
+    uint64_t stop_by_us;   /* 0: it does not stop */
+    bool ended_all;        /* and all sessions are being ended */
     uint32_t max_sessions; /* of all pools together */
     uint32_t refused;      /* messages not understood, logged at powers of two */
     uint32_t fds_lost;     /* likewise, fds that found no room in this process */
@@ -401,13 +405,32 @@ static void answer_doorbell(struct dbp_broker *broker) {
 
 /* ---- the loop ---- */
 
-static bool dispatch(struct dbp_broker *broker, const struct epoll_event *event) {
+static void begin_stop(struct dbp_broker *broker) {
+    uint64_t rings;
+
+    if (read(broker->stop_fd, &rings, sizeof rings) > 0)
+        broker->stop_by_us = dbp_now_us() + STOP_MOST_US;
+}
+
+/* A quiet turn shows that every death so far was seen, and what the dead held is ended. Then the rest, and the KILLs. */
+static bool stop_is_over(struct dbp_broker *broker, bool quiet) {
+    if (dbp_now_us() >= broker->stop_by_us)
+        return true;
+    if (!broker->ended_all && quiet) {
+        dbp_keeper_end_all(broker->keeper);
+        broker->ended_all = true;
+    }
+    return broker->ended_all && !dbp_keeper_kills_pending(broker->keeper);
+}
+
+static void dispatch(struct dbp_broker *broker, const struct epoll_event *event) {
     enum kind kind = (enum kind)(event->data.u64 >> 56);
     uint32_t serial = (uint32_t)(event->data.u64 >> 32) & 0xffffffu, index = (uint32_t)event->data.u64;
 
     switch (kind) {
     case KIND_STOP:
-        return false;
+        begin_stop(broker);
+        break;
     case KIND_CONTROL:
         read_control(broker);
         break;
@@ -426,7 +449,6 @@ static bool dispatch(struct dbp_broker *broker, const struct epoll_event *event)
         dbp_keeper_event(broker->keeper, index, event->events);
         break;
     }
-    return true;
 }
 
 /* One batch. False: stop. */
@@ -434,12 +456,14 @@ static bool turn(struct dbp_broker *broker, const struct epoll_event *events, in
     bool go_on = true;
 
     pthread_mutex_lock(&broker->lock);
-    for (int i = 0; i < n && go_on; i++)
-        go_on = dispatch(broker, &events[i]);
-    if (go_on) {
-        *nextp = dbp_keeper_tick(broker->keeper);
-        if (atomic_load(&broker->share.table->broker_up) == 0) /* some process wrote where it may not, or we stop */
-            atomic_store(&broker->share.table->broker_up, 1);
+    for (int i = 0; i < n; i++)
+        dispatch(broker, &events[i]);
+    *nextp = dbp_keeper_tick(broker->keeper);
+    if (broker->stop_by_us) {
+        go_on = !stop_is_over(broker, n <= 0);
+        *nextp = dbp_now_us() + (broker->ended_all ? STOP_LOOK_US : 0);
+    } else if (atomic_load(&broker->share.table->broker_up) == 0) { /* some process wrote where it may not */
+        atomic_store(&broker->share.table->broker_up, 1);
     }
     pthread_mutex_unlock(&broker->lock);
     return go_on;
@@ -516,6 +540,7 @@ static struct dbp_broker *broker_free(struct dbp_broker *broker) {
         close(broker->epoll_fd);
     if (broker->stop_fd >= 0)
         close(broker->stop_fd);
+    close(broker->control_fd);
     pthread_mutex_destroy(&broker->lock);
     free(broker);
     return NULL;
@@ -524,11 +549,11 @@ static struct dbp_broker *broker_free(struct dbp_broker *broker) {
 int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct dbp_broker_ops *ops,
                      struct dbp_broker **brokerp) {
     pthread_once(&atfork_once, install_atfork);
-    if (atfork_error)
-        return -atfork_error;
-    struct dbp_broker *broker = calloc(1, sizeof *broker);
-    if (!broker)
-        return -ENOMEM;
+    struct dbp_broker *broker = atfork_error ? NULL : calloc(1, sizeof *broker);
+    if (!broker) {
+        close(control_fd);
+        return atfork_error ? -atfork_error : -ENOMEM;
+    }
     broker->share = *share;
     broker->ops = *ops;
     broker->control_fd = control_fd;
@@ -590,6 +615,6 @@ struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker) {
     if (write(broker->stop_fd, &one, sizeof one) == (ssize_t)sizeof one)
         pthread_join(broker->thread, NULL);
     atomic_store(&broker->share.table->broker_up, 0); /* its last turn may have raised it again */
-    the_broker = NULL;
+    the_broker = NULL; /* no fork can come in between: this is the thread that forks */
     return broker_free(broker);
 }

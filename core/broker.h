@@ -21,7 +21,8 @@ struct dbp_broker_ops {
     uint32_t max_sessions; /* of all pools together, at most DBP_SESSIONS_MAX; 0: as many */
 };
 
-/* Starts the thread (all signals blocked in it). share and control_fd (dbp_share_new) are borrowed until stop.
+/* Starts the thread (all signals blocked in it). share is borrowed until stop; control_fd (dbp_share_new) is consumed,
+ * also on failure: from now on the broker closes it, in every child too, and nobody else may.
  * Call it in the process that goes on to fork the workers, after any daemonizing. One per process. 0 or -errno. */
 int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct dbp_broker_ops *ops,
                      struct dbp_broker **brokerp) DBP_MUST_USE;
@@ -30,7 +31,8 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
  * the broker's process. 0, DBP_E_INVALID or DBP_E_FULL with text (DBP_TEXT_MAX bytes). */
 int dbp_broker_register(struct dbp_broker *broker, const struct dbp_pool_spec *spec, char *text) DBP_MUST_USE;
 
-/* Stops and joins the thread, ends the sessions, NULL. Only in the process that started it; NULL is allowed. */
+/* Ends the sessions, those in use by KILL: waits for the answers, 2 s at most, so keep the connector until then. Stops
+ * and joins the thread; NULL. Only in the process that started it; NULL is allowed. */
 struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker);
 
 #endif

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: MIT
- * The connector: see connector.h. One thread reads the channel and queues jobs, THREADS threads do them with plain
- * blocking calls (login.c), and whoever is done answers.
+ * The connector: see connector.h. One thread reads the channel and queues jobs in lanes, further threads do them with
+ * plain blocking calls (login.c), and whoever is done answers.
  *
- * All waits end: connecting, reading and writing by the pool's connect timeout, the whole job by the relay's deadline,
- * and all of them at once by stop_fd when the broker is gone.
+ * A lane is what can fail together: the logins to one address, or the KILLs of one user at one address. A server that
+ * does not answer holds the threads of its own lanes for its connect timeout, and never the last ones (LANE_*,
+ * *_UNPROVEN). All waits end: connecting, reading and writing by the pool's connect timeout, the whole job by the
+ * relay's deadline, and all of them at once by stop_fd when the broker is gone.
  */
 #include "connector.h"
 
 #include "attach.h"
 #include "janitor.h"
 #include "login.h"
-#include "table.h"
 #include "thread.h"
 
 #include <errmsg.h>
@@ -24,32 +25,49 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define THREADS 8u
-/* A host that does not answer holds a thread for its connect timeout. So one alias has at most LOGINS_OF_ALIAS of them,
- * all logins together leave two threads to kills, and kills of one alias leave one of those to others. */
-#define LOGINS_OF_ALIAS DBP_LOGINS_AT_ONCE
-#define LOGINS 6u
-#define KILLS_OF_ALIAS 1u
+/* Logins of a lane at a time: as many as the broker asks for, and one where the last one failed. */
+#define LANE_LOGINS DBP_LOGINS_AT_ONCE
+/* Of all lanes together, and of those whose last job failed or that have done none yet: the rest is for servers that are
+ * known to answer. Threads are made when they are needed. */
+#define LOGINS 96u
+#define LOGINS_UNPROVEN 80u
+#define KILLERS 48u
+#define KILLERS_UNPROVEN 40u
+#define THREADS (LOGINS + KILLERS)
+#define KILLS_AT_ONCE 64u /* of one lane, over one login */
+#define LANES_MAX 1024u   /* kept to know who failed; beyond it lanes without a job are forgotten */
 #define JOBS_MAX \
     ((size_t)4 * DBP_SESSIONS_MAX) /* the broker has one OPEN or KILL per session: more is no broker of ours */
 #define SEND_PATIENCE_US 5000000u  /* a broker that reads nothing for so long is not coming back */
 
 struct job {
     struct job *next;
-    const struct dbp_table *table;
     union dbp_wire_any msg; /* OPEN or KILL; holds the password: freed by job_free only */
+};
+
+struct lane {
+    struct lane *next;
+    bool kills;
+    bool proven; /* its last job reached the server and was let in */
+    bool failed; /* its last job did not */
+    unsigned running;
+    struct job *first, **lastp;
+    struct dbp_endpoint endpoint; /* of kills */
+    char address[400];            /* host and port or socket; for kills the user too */
 };
 
 struct connector {
     int channel;
-    const struct dbp_table *table;
     int stop_fd; /* eventfd, readable for good once it is over */
     dbp_log_fn log;
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t changed;
-    struct job *first, **lastp;
-    size_t n_jobs;
-    const struct job *running[THREADS];
+    struct lane *lanes; /* who was served last stands last */
+    size_t n_lanes, n_jobs;
+    unsigned logins, killers;                   /* running */
+    unsigned logins_unproven, killers_unproven; /* of these, of lanes that were not proven when they began */
+    pthread_t threads[THREADS];
+    unsigned n_threads, n_busy;
     bool over;
     int rc;                    /* why it is over */
     pthread_mutex_t send_lock; /* one answer at a time; never taken with lock */
@@ -60,8 +78,8 @@ static void job_free(struct job *job) {
     free(job);
 }
 
-static const struct dbp_pool_spec *spec_of(const struct job *job) {
-    return job->msg.head.type == DBP_WIRE_OPEN ? &job->msg.open.spec : &job->msg.kill.spec;
+static const struct dbp_pool_spec *spec_of(const union dbp_wire_any *msg) {
+    return msg->head.type == DBP_WIRE_OPEN ? &msg->open.spec : &msg->kill.spec;
 }
 
 static void stop(struct connector *c, int rc) {
@@ -78,7 +96,7 @@ static void stop(struct connector *c, int rc) {
     pthread_mutex_unlock(&c->lock);
 }
 
-/* ---- jobs ---- */
+/* ---- answers ---- */
 
 /* Sends an answer; the broker's end of the channel may be full for a moment. */
 static void answer(struct connector *c, const union dbp_wire_any *msg, int fd) {
@@ -114,73 +132,206 @@ static void answer_failed(struct connector *c, const union dbp_wire_any *msg, co
     answer(c, &reply, -1);
 }
 
-/* A KILL may have waited long, for a server that did not answer. Its session's place tells whether it is still to be
- * ended: the broker leaves CLOSING when the server has hung up (as every server that ends does) or it gave up. */
-static bool still_closing(void *arg) {
-    const struct job *job = arg;
-    const struct dbp_session *session = &job->table->sessions[job->msg.kill.session];
+/* ---- lanes ---- */
 
-    return dbp_word_state(atomic_load(&session->word)) == DBP_CLOSING &&
-           atomic_load(&session->incarnation) == job->msg.kill.incarnation;
+/* False: a name that is cut would stand for another. */
+static bool address_of(const union dbp_wire_any *msg, char *text, size_t n) {
+    const struct dbp_pool_spec *spec = spec_of(msg);
+    bool kill = msg->head.type == DBP_WIRE_KILL;
+    int length;
+
+    if (spec->unix_socket[0])
+        length = snprintf(text, n, "%s\n%s", spec->unix_socket, kill ? spec->user : "");
+    else
+        length = snprintf(text, n, "%s:%u\n%s", spec->host[0] ? spec->host : "127.0.0.1",
+                          spec->port ? spec->port : 3306u, kill ? spec->user : "");
+    return length >= 0 && (size_t)length < n;
 }
 
-static void do_job(struct connector *c, struct job *job) {
-    const struct dbp_pool_spec *spec = spec_of(job);
-    struct dbp_error error = {0};
+static bool same_endpoint(const struct dbp_endpoint *a, const struct dbp_endpoint *b) {
+    return a->length == b->length && memcmp(a->address, b->address, sizeof a->address) == 0;
+}
+
+/* Holds the lock. */
+static void forget_lanes(struct connector *c) {
+    for (struct lane **at = &c->lanes; *at && c->n_lanes >= LANES_MAX;) {
+        struct lane *lane = *at;
+        if (lane->first || lane->running > 0) {
+            at = &lane->next;
+            continue;
+        }
+        *at = lane->next;
+        free(lane);
+        c->n_lanes--;
+    }
+}
+
+/* The lane of a job, made if there is none. NULL: no memory. Holds the lock. */
+static struct lane *lane_of(struct connector *c, const union dbp_wire_any *msg) {
+    bool kills = msg->head.type == DBP_WIRE_KILL;
+    const struct dbp_endpoint none = {0}, *endpoint = kills ? &msg->kill.endpoint : &none;
+    char address[sizeof c->lanes->address];
+    struct lane **lastp = &c->lanes;
+
+    if (!address_of(msg, address, sizeof address))
+        return NULL;
+    for (; *lastp; lastp = &(*lastp)->next)
+        if ((*lastp)->kills == kills && strcmp((*lastp)->address, address) == 0 &&
+            same_endpoint(&(*lastp)->endpoint, endpoint))
+            return *lastp;
+    if (c->n_lanes >= LANES_MAX) {
+        forget_lanes(c);
+        for (lastp = &c->lanes; *lastp; lastp = &(*lastp)->next)
+            ;
+    }
+    struct lane *lane = calloc(1, sizeof *lane);
+    if (!lane)
+        return NULL;
+    lane->kills = kills;
+    lane->endpoint = *endpoint;
+    lane->lastp = &lane->first;
+    memcpy(lane->address, address, sizeof address);
+    *lastp = lane;
+    c->n_lanes++;
+    return lane;
+}
+
+static struct job *take_job(struct connector *c, struct lane *lane) {
+    struct job *job = lane->first;
+
+    if (!job)
+        return NULL;
+    lane->first = job->next;
+    if (!lane->first)
+        lane->lastp = &lane->first;
+    c->n_jobs--;
+    return job;
+}
+
+static bool may_run(const struct connector *c, const struct lane *lane) {
+    if (!lane->first)
+        return false;
+    if (lane->kills)
+        return lane->running == 0 && c->killers < KILLERS &&
+               (lane->proven || c->killers_unproven < KILLERS_UNPROVEN);
+    return lane->running < (lane->failed ? 1u : LANE_LOGINS) && c->logins < LOGINS &&
+           (lane->proven || c->logins_unproven < LOGINS_UNPROVEN);
+}
+
+/* A lane that may run now, kills first; it becomes the last one, so that each gets its turn. Holds the lock. */
+static struct lane *pick(struct connector *c) {
+    struct lane **found = NULL, **end = &c->lanes;
+
+    for (; *end; end = &(*end)->next)
+        if ((!found || ((*end)->kills && !(*found)->kills)) && may_run(c, *end))
+            found = end;
+    if (!found)
+        return NULL;
+    struct lane *lane = *found;
+    if (lane->next) {
+        *found = lane->next;
+        lane->next = NULL;
+        *end = lane;
+    }
+    return lane;
+}
+
+static bool anything_to_do(const struct connector *c) {
+    for (const struct lane *lane = c->lanes; lane; lane = lane->next)
+        if (may_run(c, lane))
+            return true;
+    return false;
+}
+
+/* ---- the work ---- */
+
+static bool do_login(struct connector *c, const struct job *job) {
+    struct dbp_error error;
     union dbp_wire_any reply;
     int fd = -1;
 
-    if (job->msg.head.type == DBP_WIRE_KILL) {
-        if (!still_closing(job) ||
-            dbp_login_kill(spec, c->stop_fd, job->msg.kill.connection_id, still_closing, job, &error))
-            error = (struct dbp_error){0}; /* 1094 is a success: it was gone already */
-        answer_failed(c, &job->msg, &error);
-        return;
-    }
     memset(&reply, 0, sizeof reply);
     dbp_wire_head_init(&reply.head, DBP_WIRE_OPENED, job->msg.head.serial);
     reply.opened.session = job->msg.open.session;
     reply.opened.incarnation = job->msg.open.incarnation;
-    if (!dbp_login_open(spec, c->stop_fd, &reply.opened.facts, &fd, &error)) {
+    if (!dbp_login_open(&job->msg.open.spec, c->stop_fd, &reply.opened.facts, &reply.opened.endpoint, &fd, &error)) {
         answer_failed(c, &job->msg, &error);
-        return;
+        return false;
     }
     answer(c, &reply, fd);
     close(fd);
+    return true;
 }
 
-/* The next job that may run now, taken out of the queue; kills first. Holds the lock. */
-static struct job *pick(struct connector *c) {
-    struct job **found = NULL;
-
-    for (struct job **at = &c->first; *at; at = &(*at)->next) {
-        bool kill = (*at)->msg.head.type == DBP_WIRE_KILL;
-        unsigned logins = 0, logins_of_alias = 0, kills_of_alias = 0;
-        if (!kill && found)
-            continue;
-        for (size_t i = 0; i < THREADS; i++) {
-            if (!c->running[i])
-                continue;
-            bool same = strcmp(spec_of(c->running[i])->alias, spec_of(*at)->alias) == 0;
-            bool is_kill = c->running[i]->msg.head.type == DBP_WIRE_KILL;
-            logins += !is_kill;
-            logins_of_alias += !is_kill && same;
-            kills_of_alias += is_kill && same;
-        }
-        if (kill ? kills_of_alias >= KILLS_OF_ALIAS : logins >= LOGINS || logins_of_alias >= LOGINS_OF_ALIAS)
-            continue;
-        found = at;
-        if (kill)
-            break;
+/* Answers them all and frees them. */
+static void answer_kills(struct connector *c, struct job **jobs, const struct dbp_error *errors, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        answer_failed(c, &jobs[i]->msg, &errors[i]);
+        job_free(jobs[i]);
     }
-    if (!found)
-        return NULL;
-    struct job *job = *found;
-    *found = job->next;
-    if (c->lastp == &job->next)
-        c->lastp = found;
-    c->n_jobs--;
-    return job;
+}
+
+static size_t take_kills(struct connector *c, struct lane *lane, struct job **jobs, size_t most) {
+    size_t n = 0;
+
+    pthread_mutex_lock(&c->lock);
+    while (n < most && (jobs[n] = take_job(c, lane)))
+        n++;
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+/* Those of a server's former life are not said. */
+static bool kill_some(struct dbp_killer *killer, struct job **jobs, struct dbp_error *errors, size_t n) {
+    struct dbp_kill kills[KILLS_AT_ONCE];
+    size_t said[KILLS_AT_ONCE], n_said = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        const struct dbp_wire_kill *msg = &jobs[i]->msg.kill;
+        if (!dbp_killer_may(killer, msg->opened_us, msg->connection_id, &errors[i]))
+            continue;
+        said[n_said] = i;
+        kills[n_said++] = (struct dbp_kill){.connection_id = msg->connection_id};
+    }
+    bool done = dbp_killer_run(killer, kills, n_said);
+    for (size_t i = 0; i < n_said; i++)
+        errors[said[i]] = kills[i].error;
+    return done;
+}
+
+/* One login serves all KILLs that its lane has, also those that come while it works. */
+static bool do_kills(struct connector *c, struct lane *lane, struct job *first) {
+    struct job *jobs[KILLS_AT_ONCE] = {first};
+    struct dbp_error errors[KILLS_AT_ONCE], error = {0};
+    struct dbp_killer *killer = NULL;
+    bool done = dbp_killer_login(&first->msg.kill.spec, &lane->endpoint, c->stop_fd, &killer, &error);
+    size_t n = 1 + take_kills(c, lane, jobs + 1, KILLS_AT_ONCE - 1);
+
+    for (; n > 0; n = take_kills(c, lane, jobs, KILLS_AT_ONCE)) {
+        if (done)
+            done = kill_some(killer, jobs, errors, n);
+        else
+            for (size_t i = 0; i < n; i++)
+                errors[i] = error;
+        if (!done && error.code == 0)
+            error = errors[n - 1]; /* the connection was lost: that is the answer to those that wait */
+        answer_kills(c, jobs, errors, n);
+    }
+    dbp_killer_logout(killer);
+    return done;
+}
+
+static void *work(void *arg);
+
+/* Holds the lock. Without a thread for it a job waits for one of those that there are. */
+static void hire(struct connector *c) {
+    if (c->n_busy < c->n_threads || c->n_threads == THREADS || !anything_to_do(c))
+        return;
+    int rc = dbp_thread_start(0, work, c, &c->threads[c->n_threads]);
+    if (rc == 0)
+        c->n_threads++;
+    else if (c->log && c->n_threads == 0)
+        c->log(DBP_LOG_ERROR, "connector: no thread can be started");
 }
 
 static void *work(void *arg) {
@@ -189,21 +340,30 @@ static void *work(void *arg) {
     mysql_thread_init();
     pthread_mutex_lock(&c->lock);
     while (!c->over) {
-        struct job *job = pick(c);
-        size_t seat = 0;
-        if (!job) {
+        struct lane *lane = pick(c);
+        if (!lane) {
             pthread_cond_wait(&c->changed, &c->lock);
             continue;
         }
-        while (c->running[seat]) /* there are as many seats as threads */
-            seat++;
-        c->running[seat] = job;
+        struct job *job = take_job(c, lane);
+        unsigned unproven = !lane->proven;
+        *(lane->kills ? &c->killers : &c->logins) += 1;
+        *(lane->kills ? &c->killers_unproven : &c->logins_unproven) += unproven;
+        lane->running++;
+        c->n_busy++;
+        hire(c); /* there may be more to do than there are threads */
         pthread_mutex_unlock(&c->lock);
-        do_job(c, job);
+        bool done = lane->kills ? do_kills(c, lane, job) : do_login(c, job);
+        if (!lane->kills)
+            job_free(job);
         pthread_mutex_lock(&c->lock);
-        c->running[seat] = NULL;
-        job_free(job);
-        pthread_cond_broadcast(&c->changed); /* what its alias has waiting may run now */
+        lane->proven = done;
+        lane->failed = !done;
+        *(lane->kills ? &c->killers : &c->logins) -= 1;
+        *(lane->kills ? &c->killers_unproven : &c->logins_unproven) -= unproven;
+        lane->running--;
+        c->n_busy--;
+        pthread_cond_broadcast(&c->changed); /* what its lane has waiting may run now */
     }
     pthread_mutex_unlock(&c->lock);
     mysql_thread_end();
@@ -222,35 +382,69 @@ static bool spec_is_sane(const struct dbp_pool_spec *s) {
            s->connect_timeout_s <= 3600;
 }
 
+/* NULL, or what is wrong. */
+static const char *queue_job(struct connector *c, const union dbp_wire_any *msg) {
+    struct job *job = malloc(sizeof *job);
+    const char *wrong = NULL;
+
+    if (!job)
+        return "dbpool: the connector has no memory for a job";
+    job->msg = *msg;
+    job->next = NULL;
+    pthread_mutex_lock(&c->lock);
+    struct lane *lane = lane_of(c, msg);
+    if (!lane) {
+        wrong = "dbpool: the connector has no room for another server";
+    } else if (c->n_jobs >= JOBS_MAX) {
+        wrong = "dbpool: the connector has too many jobs waiting";
+    } else {
+        *lane->lastp = job;
+        lane->lastp = &job->next;
+        c->n_jobs++;
+        hire(c);
+        if (c->n_threads == 0)
+            wrong = "dbpool: the connector can start no thread";
+        else
+            pthread_cond_signal(&c->changed);
+        if (wrong)
+            (void)take_job(c, lane); /* it is the only one: nobody can have taken those before it */
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (wrong)
+        job_free(job);
+    return wrong;
+}
+
 static void enqueue(struct connector *c, const union dbp_wire_any *msg) {
     struct dbp_error error;
-    struct job *job = NULL;
-    bool queued = false;
+    const char *wrong = "dbpool: the pool's specification is damaged";
 
-    if (!spec_is_sane(msg->head.type == DBP_WIRE_OPEN ? &msg->open.spec : &msg->kill.spec) ||
-        (msg->head.type == DBP_WIRE_KILL && msg->kill.session >= DBP_SESSIONS_MAX))
-        dbp_login_error(&error, CR_UNKNOWN_ERROR, "HY000", "dbpool: the pool's specification is damaged");
-    else if (!(job = malloc(sizeof *job)))
-        dbp_login_error(&error, CR_OUT_OF_MEMORY, "HY000", "dbpool: the connector has no memory for a job");
-    else {
-        job->msg = *msg;
-        job->next = NULL;
-        job->table = c->table;
-        pthread_mutex_lock(&c->lock);
-        if (c->n_jobs < JOBS_MAX) {
-            *c->lastp = job;
-            c->lastp = &job->next;
-            c->n_jobs++;
-            queued = true;
-            pthread_cond_broadcast(&c->changed);
-        }
-        pthread_mutex_unlock(&c->lock);
-        if (queued)
-            return;
-        job_free(job);
-        dbp_login_error(&error, CR_UNKNOWN_ERROR, "HY000", "dbpool: the connector has too many jobs waiting");
-    }
+    if (spec_is_sane(spec_of(msg)))
+        wrong = queue_job(c, msg);
+    if (!wrong)
+        return;
+    dbp_login_error(&error, CR_UNKNOWN_ERROR, "HY000", wrong);
     answer_failed(c, msg, &error);
+}
+
+static void cancel(struct connector *c, const struct dbp_wire_cancel *msg) {
+    struct job *found = NULL;
+
+    pthread_mutex_lock(&c->lock);
+    for (struct lane *lane = c->lanes; lane && !found; lane = lane->next)
+        for (struct job **at = &lane->first; lane->kills && *at && !found; at = &(*at)->next) {
+            if ((*at)->msg.kill.session != msg->session || (*at)->msg.kill.incarnation != msg->incarnation)
+                continue;
+            found = *at;
+            *at = found->next;
+            if (!*at)
+                lane->lastp = at;
+            c->n_jobs--;
+            break;
+        }
+    pthread_mutex_unlock(&c->lock);
+    if (found)
+        job_free(found);
 }
 
 static void serve(struct connector *c) {
@@ -280,18 +474,27 @@ static void serve(struct connector *c) {
             close(fd);
         if (rc == 0 && (msg.head.type == DBP_WIRE_OPEN || msg.head.type == DBP_WIRE_KILL))
             enqueue(c, &msg);
+        else if (rc == 0 && msg.head.type == DBP_WIRE_CANCEL)
+            cancel(c, &msg.cancel);
         else if (c->log)
             c->log(DBP_LOG_WARNING, "connector: a message that is not understood was dropped");
         explicit_bzero(&msg, sizeof msg);
     }
 }
 
-int dbp_connector_run(int channel, const struct dbp_table *table, dbp_log_fn log) {
-    struct connector c = {
-        .channel = channel, .table = table, .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .log = log};
-    pthread_t threads[THREADS];
-    size_t n = 0;
-    int rc = 0;
+static void forget_everything(struct connector *c) {
+    while (c->lanes) {
+        struct lane *lane = c->lanes;
+        struct job *job;
+        while ((job = take_job(c, lane)))
+            job_free(job);
+        c->lanes = lane->next;
+        free(lane);
+    }
+}
+
+int dbp_connector_run(int channel, dbp_log_fn log) {
+    struct connector c = {.channel = channel, .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .log = log};
 
     if (c.stop_fd < 0)
         return -errno;
@@ -299,32 +502,22 @@ int dbp_connector_run(int channel, const struct dbp_table *table, dbp_log_fn log
         close(c.stop_fd);
         return -ENOMEM;
     }
-    c.lastp = &c.first;
     pthread_mutex_init(&c.lock, NULL);
     pthread_mutex_init(&c.send_lock, NULL);
     pthread_cond_init(&c.changed, NULL);
 
-    while (n < THREADS && (rc = dbp_thread_start(0, work, &c, &threads[n])) == 0)
-        n++;
-    if (rc == 0)
-        serve(&c);
-    else
-        stop(&c, rc);
+    serve(&c);
 
-    while (n > 0)
-        pthread_join(threads[--n], NULL); /* stop_fd ends what they wait for; a resolver's own limit may come on top */
-    rc = c.rc;
-    while (c.first) {
-        struct job *job = c.first;
-        c.first = job->next;
-        job_free(job);
-    }
+    stop(&c, 0); /* it is over already: the threads that end now hire no more */
+    for (unsigned i = 0; i < c.n_threads; i++)
+        pthread_join(c.threads[i], NULL); /* stop_fd ends what they wait for; a resolver's own limit may come on top */
+    forget_everything(&c);
     pthread_cond_destroy(&c.changed);
     pthread_mutex_destroy(&c.send_lock);
     pthread_mutex_destroy(&c.lock);
     mysql_library_end();
     close(c.stop_fd);
-    return rc;
+    return c.rc;
 }
 
 int dbp_connector_main(const struct dbp_share *share, uint64_t deadline_us, dbp_log_fn log) {
@@ -334,7 +527,7 @@ int dbp_connector_main(const struct dbp_share *share, uint64_t deadline_us, dbp_
 
     if (rc != 0)
         return rc;
-    rc = dbp_connector_run(channel, share->table, log);
+    rc = dbp_connector_run(channel, log);
     close(channel);
     return rc;
 }

@@ -22,7 +22,7 @@
 #define DBP_MUST_USE __attribute__((warn_unused_result))
 
 /* Changes with every change of this header, the shared layout or the wire: all parts of one instance must agree. */
-#define DBP_VERSION 3u
+#define DBP_VERSION 4u
 
 enum dbp_error_code {
     DBP_E_BUSY = 1,       /* nothing idle now (acquire_now), or not granted yet (wait_poll) */

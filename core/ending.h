@@ -22,5 +22,7 @@ bool dbp_ending_drained(int fd) DBP_MUST_USE;
 /* Asks the connector to KILL it. / Its answer. */
 void dbp_ending_ask_kill(struct dbp_keeper *keeper, uint32_t session);
 void dbp_ending_killed(struct dbp_keeper *keeper, const struct dbp_wire_killed *msg);
+/* Its deadline has passed and the server has not hung up. */
+void dbp_ending_overdue(struct dbp_keeper *keeper, uint32_t session);
 
 #endif

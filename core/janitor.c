@@ -20,12 +20,39 @@ static void wake_by(struct dbp_janitor_plan *plan, uint64_t when) {
         plan->wake_at_us = when;
 }
 
-uint64_t dbp_janitor_backoff_us(uint32_t failures) {
-    uint64_t us = DBP_RETRY_FIRST_US;
+bool dbp_janitor_refused(uint32_t error_code) {
+    /* mysqld_error.h of MySQL and MariaDB, errmsg.h; core knows neither outside of the connector. */
+    static const uint32_t refused[] = {
+        1044, /* no access to the database */
+        1045, /* wrong password or user */
+        1049, /* no such database */
+        1129, /* host blocked after interrupted handshakes */
+        1130, /* host not allowed */
+        1251, /* authentication protocol not supported */
+        1698, /* access denied without a password */
+        1820, /* password must be changed first */
+        1862, /* password expired */
+        2059, /* authentication plugin cannot be loaded: an interrupted handshake for the server */
+        3118, /* account locked (MySQL) */
+        3159, /* TLS demanded (MySQL) */
+        3955, /* account locked for a while after failed logins (MySQL) */
+        4150, /* access denied, the password's life (MariaDB) */
+        4151, /* account locked (MariaDB) */
+    };
 
-    for (uint32_t i = 1; i < failures && us < DBP_RETRY_MOST_US; i++)
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i] == error_code)
+            return true;
+    return false;
+}
+
+uint64_t dbp_janitor_backoff_us(uint32_t failures, bool refused) {
+    uint64_t us = refused ? DBP_REFUSED_FIRST_US : DBP_RETRY_FIRST_US;
+    uint64_t most = refused ? DBP_REFUSED_MOST_US : DBP_RETRY_MOST_US;
+
+    for (uint32_t i = 1; i < failures && us < most; i++)
         us *= 2;
-    return us < DBP_RETRY_MOST_US ? us : DBP_RETRY_MOST_US;
+    return us < most ? us : most;
 }
 
 /* A session per waiter that nobody is already fetching for it (a login under way, a reset about to end, an idle one).
@@ -48,7 +75,9 @@ static uint32_t wanted_by_waiters(const struct dbp_janitor_view *view, struct db
 
 static void plan_opening(const struct dbp_janitor_view *view, struct dbp_janitor_plan *plan) {
     uint32_t live = minus(view->total, view->closing);
-    uint32_t wanted = at_least(wanted_by_waiters(view, plan), minus(view->min_size, live));
+    /* A refusal is met again only for somebody who waits; nobody waits for a floor. */
+    uint32_t floor = view->refused && view->failures > 0 ? 0 : minus(view->min_size, live);
+    uint32_t wanted = at_least(wanted_by_waiters(view, plan), floor);
 
     plan->open = at_most(wanted, minus(view->cap, view->total));
     plan->open = at_most(plan->open, minus(DBP_LOGINS_AT_ONCE, view->opening));

@@ -14,6 +14,8 @@
 #define DBP_RETRY_FIRST_US \
     100000u /* after a failed login; doubles up to the next: a server that is back is noticed soon */
 #define DBP_RETRY_MOST_US 1000000u
+#define DBP_REFUSED_FIRST_US 5000000u /* after one that was refused, likewise */
+#define DBP_REFUSED_MOST_US 60000000u
 
 /* Logins of one pool under way at a time: what the connector does at once for one alias. More would only queue there,
  * and when the burst is over they could not be taken back. */
@@ -31,6 +33,7 @@ struct dbp_janitor_view {
     /* logins */
     uint64_t retry_at_us; /* no login before; 0: none failed */
     uint32_t failures;    /* failed logins in a row */
+    bool refused;         /* the last one was refused by the server (dbp_janitor_refused) */
     /* how the pool stands */
     uint32_t waiting, opening, resetting, idle, leased;
     uint32_t total; /* all sessions, those being opened and closed included: what the cap limits */
@@ -54,7 +57,11 @@ struct dbp_janitor_plan {
 
 struct dbp_janitor_plan dbp_janitor_plan(const struct dbp_janitor_view *view);
 
+/* True for an error of the server's that the next try will meet again, and that servers count: accounts are locked
+ * (FAILED_LOGIN_ATTEMPTS, max_password_errors), hosts are blocked (max_connect_errors). A person has to mend it. */
+bool dbp_janitor_refused(uint32_t error_code);
+
 /* Time to wait after the n-th failure in a row (n >= 1). */
-uint64_t dbp_janitor_backoff_us(uint32_t failures);
+uint64_t dbp_janitor_backoff_us(uint32_t failures, bool refused);
 
 #endif

@@ -19,6 +19,8 @@
 #include <unistd.h>
 
 #define TICK_US 1000000u          /* sweep and ages: bounds how long a stopped process's half-done work can stay */
+#define FIRST_CONNECTOR_MOST_US 5000000u /* it is started with everything else */
+#define CONNECTOR_MOST_US 1000000u /* without a connector, before those who need a login are told so */
 #define REPLACE_EARLY_US 5000000u /* before the end of a lifetime: more than a login takes */
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
@@ -88,21 +90,20 @@ static void check_silence(struct dbp_keeper *keeper, uint32_t session, const str
 static void check_deadline(struct dbp_keeper *keeper, uint32_t session, uint64_t now, uint64_t *nextp) {
     struct kept *kept = &keeper->sessions[session];
 
-    if (kept->deadline_us > now) {
-        if (kept->ending && kept->wants_kill && !kept->kill_sent && kept->kill_again_us <= now)
+    if (kept->ending && kept->wants_kill && !kept->kill_sent) {
+        if (kept->kill_again_us <= now)
             dbp_ending_ask_kill(keeper, session);
-        if (kept->ending && kept->kill_again_us > now && kept->kill_again_us < *nextp)
-            *nextp = kept->kill_again_us;
-        if (kept->deadline_us < *nextp)
-            *nextp = kept->deadline_us;
+        else
+            sooner(nextp, kept->kill_again_us);
+    }
+    if (kept->deadline_us > now) {
+        sooner(nextp, kept->deadline_us);
     } else if (kept->opening_sent) {
         dbp_opening_overdue(keeper, session);
     } else if (kept->ending) {
-        dbp_kept_say(keeper, DBP_LOG_WARNING,
-                     "pool '%s': the server did not hang up session %u within %u s; its place is reused",
-                     alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id),
-                     DBP_END_MOST_US / 1000000u);
-        dbp_ending_done(keeper, session);
+        dbp_ending_overdue(keeper, session);
+        if (kept->ending)
+            sooner(nextp, kept->deadline_us);
     } else if (kept->resetting) {
         dbp_resetting_failed(keeper, session, "no answer in time");
     }
@@ -163,6 +164,15 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         dbp_registry_mend(keeper->registry, keeper->table);
     }
     uint64_t next = keeper->next_tick_us;
+    if (!keeper->connector && !keeper->stopping) {
+        if (now < keeper->connector_due_us)
+            sooner(&next, keeper->connector_due_us);
+        else if (now >= keeper->connector_missed_us + CONNECTOR_MOST_US) {
+            keeper->connector_missed_us = now;
+            for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+                dbp_kept_look_again(keeper, pool);
+        }
+    }
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         mend(keeper, i);
         enum dbp_state state = dbp_word_state(word_of(keeper, i));
@@ -227,22 +237,54 @@ void dbp_keeper_event(struct dbp_keeper *keeper, uint32_t session, uint32_t even
 /* ---- processes ---- */
 
 void dbp_keeper_connector_lost(struct dbp_keeper *keeper) {
+    uint64_t now = dbp_now_us();
+    uint32_t logins = 0;
+
     keeper->connector = false;
+    keeper->connector_due_us = now + CONNECTOR_MOST_US;
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++)
+        logins += keeper->sessions[i].opening_sent;
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
-        keeper->sessions[i].kill_sent = false;
-        if (keeper->sessions[i].opening_sent)
-            dbp_ending_vacate(keeper, i);
+        struct kept *kept = &keeper->sessions[i];
+        if (kept->kill_sent && !kept->kill_done) {
+            kept->kill_sent = false;
+            kept->kill_again_us = now + dbp_janitor_backoff_us(++kept->kills_failed, false);
+        }
+        if (kept->opening_sent)
+            dbp_opening_crashed(keeper, i, logins == 1);
     }
 }
 
 void dbp_keeper_connector_ready(struct dbp_keeper *keeper) {
     keeper->connector = true;
-    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++)
-        if (keeper->sessions[i].ending && keeper->sessions[i].wants_kill)
-            dbp_ending_ask_kill(keeper, i);
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
         dbp_opening_tend(keeper, pool);
 }
+
+/* ---- the end ---- */
+
+void dbp_keeper_end_all(struct dbp_keeper *keeper) {
+    keeper->stopping = true;
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        dbp_word word = word_of(keeper, i);
+        enum dbp_state state = dbp_word_state(word);
+        if (!keeper->home[i] || keeper->sessions[i].ending || keeper->fds[i] < 0)
+            continue;
+        if (dbp_session_move(keeper->table, i, word, DBP_CLOSING, state != DBP_IDLE, NULL))
+            dbp_ending_begin(keeper, i);
+    }
+}
+
+bool dbp_keeper_kills_pending(const struct dbp_keeper *keeper) {
+    for (uint32_t i = 0; keeper->connector && i < DBP_SESSIONS_MAX; i++) {
+        const struct kept *kept = &keeper->sessions[i];
+        if (kept->ending && kept->wants_kill && !kept->kill_done)
+            return true;
+    }
+    return false;
+}
+
+/* ---- processes ---- */
 
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
     /* Places first: a session granted to one of them then goes back by the sweep instead of being lost. */
@@ -307,6 +349,7 @@ int dbp_keeper_new(const struct dbp_share *share, struct dbp_registry *registry,
     keeper->table = share->table;
     keeper->registry = registry;
     keeper->ops = *ops;
+    keeper->connector_due_us = dbp_now_us() + FIRST_CONNECTOR_MOST_US;
     *keeperp = keeper;
     return 0;
 }

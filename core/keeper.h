@@ -25,6 +25,10 @@ void dbp_keeper_event(struct dbp_keeper *keeper, uint32_t session, uint32_t even
 void dbp_keeper_connector_lost(struct dbp_keeper *keeper);
 void dbp_keeper_connector_ready(struct dbp_keeper *keeper);
 
+/* Opens nothing more and ends every session: the host stops. / Whether a KILL has not been answered yet, and may be. */
+void dbp_keeper_end_all(struct dbp_keeper *keeper);
+bool dbp_keeper_kills_pending(const struct dbp_keeper *keeper);
+
 /* The process in slot died: ends what it held, frees what it waited for. */
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);
 

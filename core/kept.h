@@ -10,8 +10,7 @@
 #include "wire.h"
 #include "reset.h"
 
-#define DBP_END_MOST_US \
-    10000000u /* a session being ended whose server does not hang up: given up after this, and logged */
+#define DBP_END_MOST_US 10000000u /* a server that does not hang up for so long is asked by KILL, or logged */
 
 /* How the keeper reaches the outside. All are called on the broker's thread. */
 struct dbp_keeper_ops {
@@ -26,14 +25,20 @@ struct dbp_keeper_ops {
 
 struct kept {
     bool watched, server_gone, ending, resetting, opening_sent;
-    bool wants_kill; /* asked or still to be asked */
-    bool kill_sent;
+    bool wants_kill;  /* asked or still to be asked */
+    bool kill_sent;   /* to the connector */
+    bool kill_done;   /* the server has answered it */
+    bool unknown;     /* and that was: no such session */
+    bool overdue;     /* that it does not hang up was logged */
     uint32_t kills_failed;   /* of this ending, in a row */
     uint64_t kill_again_us;  /* not before, after a failed one */
     uint64_t deadline_us;    /* of the login, the ending or the reset */
     uint32_t waiters_before; /* tail of the queue when its login was asked for */
     uint64_t expires_us;     /* max_lifetime less its jitter; 0: never */
     uint64_t spoke_us;       /* when the server last answered the broker: opened, reset, pinged */
+    uint64_t opened_us;
+    uint32_t incarnation;    /* of the session in this slot; the table's copy is for others */
+    struct dbp_endpoint endpoint;
     bool replaced;           /* another one was opened for it */
     struct dbp_reset reset;
     struct dbp_session_facts facts;
@@ -47,10 +52,13 @@ struct kept_pool {
     bool look_again;    /* dbp_kept_look_again */
     struct dbp_janitor_memory memory;
     uint32_t failures;
+    bool refused; /* the last one by the server's own words (dbp_janitor_refused) */
     uint64_t retry_at_us;
+    uint64_t no_login_before_us; /* a KILL needs the room that an ended session leaves at the server */
     uint64_t wake_at_us;
     bool introduced;      /* dbp_resetting_introduce */
     uint32_t last_logged; /* error code of the last logged login failure */
+    uint64_t logged_us;   /* and when that was */
 };
 
 struct dbp_keeper {
@@ -59,6 +67,9 @@ struct dbp_keeper {
     struct dbp_registry *registry;
     struct dbp_keeper_ops ops;
     bool connector;
+    bool stopping;               /* nothing is opened any more */
+    uint64_t connector_due_us;    /* without a connector: not having one is an error from then on */
+    uint64_t connector_missed_us; /* when the pools were last told so */
     uint64_t next_tick_us;
     uint64_t random;              /* state of dbp_kept_random */
     uint32_t max_sessions, total; /* of all pools together: the cap, and what there is */

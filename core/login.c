@@ -14,6 +14,7 @@
 #include <mysql.h>
 #include <mysqld_error.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define STATEMENTS_GRACE_US 30000000u /* for init_sql and facts_sql after the login: they are few and short */
@@ -251,13 +252,14 @@ static void logout(struct login *l) {
     *l = (struct login){NULL, NULL};
 }
 
-/* db: NULL for a KILL, which must work after the database was dropped. */
-static bool login(int stop_fd, const struct dbp_pool_spec *spec, const char *db, struct login *l,
-                  struct dbp_error *errorp) {
+/* db: NULL for a KILL, which must work after the database was dropped. endpoint may be NULL. */
+static bool login(int stop_fd, const struct dbp_pool_spec *spec, const struct dbp_endpoint *endpoint, const char *db,
+                  struct login *l, struct dbp_error *errorp) {
     uint64_t now = dbp_now_us(), timeout_us = (uint64_t)spec->connect_timeout_s * 1000000u;
     struct dbp_relay_route route = {.host = spec->host,
                                     .port = spec->port,
                                     .unix_socket = spec->unix_socket,
+                                    .endpoint = endpoint,
                                     .connect_deadline_us = now + timeout_us,
                                     .deadline_us = now + 2 * timeout_us + STATEMENTS_GRACE_US,
                                     .stop_fd = stop_fd};
@@ -285,28 +287,103 @@ static bool login(int stop_fd, const struct dbp_pool_spec *spec, const char *db,
     return true;
 }
 
-bool dbp_login_kill(const struct dbp_pool_spec *spec, int stop_fd, uint32_t connection_id, bool (*wanted)(void *arg),
-                    void *arg, struct dbp_error *errorp) {
-    struct login l = {NULL, NULL};
-    char sql[64];
+/* ---- killing ---- */
 
-    snprintf(sql, sizeof sql, "KILL CONNECTION %u", connection_id);
-    bool done = login(stop_fd, spec, NULL, &l, errorp);
-    /* Numbers only grow in one life of a server: one above our own is of a former life. */
-    if (done && mysql_thread_id(l.mysql) > connection_id && (!wanted || wanted(arg)))
-        done = run(l.mysql, sql, NULL, NULL, errorp) || errorp->code == ER_NO_SUCH_THREAD;
-    logout(&l);
-    return done;
+#define STARTED_SLACK_US 2000000u /* the server tells its age in whole seconds, and the question takes its time */
+
+struct dbp_killer {
+    struct login l;
+    int stop_fd;
+    uint64_t patience_us;
+    bool aged;            /* the server told its age */
+    uint64_t begun_by_us; /* then: it was started at this time at the latest */
+};
+
+static bool keep_age(void *arg, MYSQL_RES *res, MYSQL_ROW values) {
+    struct dbp_killer *killer = arg;
+    unsigned long long age_s = 0;
+
+    if (mysql_num_fields(res) < 2 || !values[1] || sscanf(values[1], "%llu", &age_s) != 1)
+        return false;
+    uint64_t now = dbp_now_us(), age_us = age_s * 1000000u;
+    killer->aged = true;
+    killer->begun_by_us = age_us < now ? now - age_us : 0;
+    return false;
 }
 
-bool dbp_login_open(const struct dbp_pool_spec *spec, int stop_fd, struct dbp_session_facts *facts, int *fdp,
+bool dbp_killer_login(const struct dbp_pool_spec *spec, const struct dbp_endpoint *endpoint, int stop_fd,
+                      struct dbp_killer **killerp, struct dbp_error *errorp) {
+    struct dbp_killer *killer = calloc(1, sizeof *killer);
+
+    if (!killer) {
+        dbp_login_error(errorp, CR_OUT_OF_MEMORY, "HY000", "dbpool: the connector has no memory for a login");
+        return false;
+    }
+    killer->stop_fd = stop_fd;
+    killer->patience_us = (uint64_t)spec->connect_timeout_s * 1000000u;
+    /* Whoever does not know the question is not asked for its age (dbp_killer_may). */
+    if (!login(stop_fd, spec, endpoint, NULL, &killer->l, errorp) ||
+        (!run(killer->l.mysql, "SHOW GLOBAL STATUS LIKE 'Uptime'", keep_age, killer, errorp) && lost(errorp))) {
+        dbp_killer_logout(killer);
+        return false;
+    }
+    *killerp = killer;
+    return true;
+}
+
+bool dbp_killer_may(const struct dbp_killer *killer, uint64_t opened_us, uint32_t connection_id,
                     struct dbp_error *errorp) {
+    /* Without the age: numbers only grow in one life of a server, until they wrap, so one above our own is most likely
+     * of a former life. */
+    if (killer->aged ? opened_us + STARTED_SLACK_US >= killer->begun_by_us
+                     : connection_id < mysql_thread_id(killer->l.mysql))
+        return true;
+    dbp_login_error(errorp, CR_UNKNOWN_ERROR, "HY000",
+                    "dbpool: not killed: the server was started after this session was opened");
+    return false;
+}
+
+bool dbp_killer_run(struct dbp_killer *killer, struct dbp_kill *kills, size_t n) {
+    size_t done =
+        dbp_kills_run(mysql_get_socket(killer->l.mysql), killer->stop_fd, killer->patience_us, kills, n);
+
+    for (size_t i = done; i < n; i++)
+        dbp_login_error(&kills[i].error, CR_SERVER_LOST, "HY000",
+                        "dbpool: lost the connection that was to kill the session");
+    return done == n;
+}
+
+struct dbp_killer *dbp_killer_logout(struct dbp_killer *killer) {
+    if (!killer)
+        return NULL;
+    logout(&killer->l);
+    free(killer);
+    return NULL;
+}
+
+/* A statement that took too long goes on at the server, in a session that nobody counts any more (I3). */
+static void kill_leftover(const struct dbp_pool_spec *spec, const struct dbp_endpoint *endpoint, int stop_fd,
+                          uint32_t connection_id) {
+    struct dbp_kill kill = {.connection_id = connection_id};
+    struct dbp_killer *killer;
+    struct dbp_error second; /* the first one is the cause */
+
+    if (!dbp_killer_login(spec, endpoint, stop_fd, &killer, &second))
+        return;
+    bool done = dbp_killer_run(killer, &kill, 1);
+    (void)done; /* as above */
+    dbp_killer_logout(killer);
+}
+
+bool dbp_login_open(const struct dbp_pool_spec *spec, int stop_fd, struct dbp_session_facts *facts,
+                    struct dbp_endpoint *endpointp, int *fdp, struct dbp_error *errorp) {
     struct dbp_relay_session session;
     struct login l = {NULL, NULL};
 
     memset(facts, 0, sizeof *facts);
-    bool done = login(stop_fd, spec, spec->database[0] ? spec->database : NULL, &l, errorp) &&
+    bool done = login(stop_fd, spec, NULL, spec->database[0] ? spec->database : NULL, &l, errorp) &&
                 prepare(l.mysql, spec, facts, errorp);
+    struct dbp_endpoint endpoint = l.relay ? dbp_relay_endpoint(l.relay) : (struct dbp_endpoint){0};
     if (done && dbp_relay_detach(l.relay, mysql_get_socket(l.mysql), &session) != 0) {
         dbp_login_error(errorp, CR_UNKNOWN_ERROR, "HY000",
                         "dbpool: the session was lost between its login and its first use");
@@ -319,15 +396,12 @@ bool dbp_login_open(const struct dbp_pool_spec *spec, int stop_fd, struct dbp_se
         facts->status |= l.mysql->server_status & DBP_STATUS_LASTING;
         facts->greeting_len = session.greeting_len;
         memcpy(facts->greeting, session.greeting, session.greeting_len);
+        *endpointp = endpoint;
         *fdp = session.fd;
     }
     uint32_t left = !done && l.mysql && errorp->code == CR_SERVER_LOST ? (uint32_t)mysql_thread_id(l.mysql) : 0;
     logout(&l);
-    /* A statement that took too long goes on at the server, in a session that nobody counts any more (I3). */
-    if (left != 0) {
-        struct dbp_error second; /* the first one is the cause */
-        if (!dbp_login_kill(spec, stop_fd, left, NULL, NULL, &second))
-            return false;
-    }
+    if (left != 0)
+        kill_leftover(spec, &endpoint, stop_fd, left);
     return done;
 }

@@ -20,6 +20,8 @@
 #define LOGIN_GRACE_US                                                                                        \
     60000000u            /* the connector bounds each login by itself; later than this it hangs or is stopped \
                           */
+#define LOG_AGAIN_US 60000000u /* a failure that goes on is logged again after this */
+#define CRASHES_MOST 2u        /* after so many deaths of the connector a login is taken for their cause */
 #define RESEND_US 20000u /* the connector's channel was full: look again after this */
 
 static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp) {
@@ -30,7 +32,7 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
             continue;
         keeper->home[i] = (uint8_t)(pool + 1);
         atomic_store(&session->pool, pool);
-        atomic_fetch_add(&session->incarnation, 1);
+        atomic_store(&session->incarnation, ++keeper->sessions[i].incarnation);
         atomic_store(&session->unfit, 0);
         atomic_store(&session->users, 0);
         atomic_store(&session->returned_us, dbp_now_us()); /* not the predecessor's: it would be the first to retire */
@@ -50,8 +52,12 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
     union dbp_wire_any msg;
     uint32_t session;
 
-    if (!keeper->connector)
+    if (!keeper->connector || keeper->stopping)
         return false;
+    if (dbp_now_us() < keeper->pools[pool].no_login_before_us) {
+        keeper->pools[pool].wake_at_us = keeper->pools[pool].no_login_before_us;
+        return false;
+    }
     if (keeper->total >= keeper->max_sessions || !reserve(keeper, pool, &session)) {
         keeper->refused = true;
         return false;
@@ -59,7 +65,7 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
     memset(&msg.open, 0, sizeof msg.open);
     dbp_wire_head_init(&msg.head, DBP_WIRE_OPEN, 0);
     msg.open.session = session;
-    msg.open.incarnation = atomic_load(&shared(keeper, session)->incarnation);
+    msg.open.incarnation = keeper->sessions[session].incarnation;
     msg.open.spec = *dbp_registry_spec(keeper->registry, pool);
     keeper->sessions[session].opening_sent = true;
     keeper->sessions[session].deadline_us =
@@ -77,7 +83,7 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
 /* The session of an answer, if it is the one that was asked for. */
 static struct kept *opening(struct dbp_keeper *keeper, uint32_t session, uint32_t incarnation) {
     if (session >= DBP_SESSIONS_MAX || dbp_word_state(word_of(keeper, session)) != DBP_OPENING ||
-        !keeper->sessions[session].opening_sent || atomic_load(&shared(keeper, session)->incarnation) != incarnation)
+        !keeper->sessions[session].opening_sent || keeper->sessions[session].incarnation != incarnation)
         return NULL;
     return &keeper->sessions[session];
 }
@@ -95,28 +101,65 @@ static void publish_error(struct dbp_pool *pool, const struct dbp_error *error) 
     atomic_store(&pool->error_seq, (seq | 1u) + 1);
 }
 
+/* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause. */
+static bool any_alive(const struct dbp_keeper *keeper, uint32_t pool) {
+    return keeper->pools[pool].total >
+           dbp_kept_count(keeper, pool, DBP_OPENING) + dbp_kept_count(keeper, pool, DBP_CLOSING);
+}
+
 /* A login that was asked for has failed, or counts as failed. */
-static void login_failed(struct dbp_keeper *keeper, uint32_t session, const struct dbp_error *error) {
-    uint32_t pool = pool_of(keeper, session);
+static void count_failure(struct dbp_keeper *keeper, uint32_t pool, const struct dbp_error *error) {
     struct dbp_pool *p = &keeper->table->pools[pool];
     struct kept_pool *kp = &keeper->pools[pool];
-    uint32_t before = keeper->sessions[session].waiters_before;
+    uint64_t now = dbp_now_us();
+    bool refused = dbp_janitor_refused(error->code);
 
     publish_error(p, error);
     add(&p->count.failures);
+    /* Those that fail together are one try: they were begun before it was known. */
+    if (refused != kp->refused)
+        kp->failures = 0;
+    if (!refused || kp->failures == 0 || now >= kp->retry_at_us)
+        kp->failures++;
+    kp->refused = refused;
+    kp->retry_at_us = now + dbp_janitor_backoff_us(kp->failures, refused);
+    if (kp->last_logged == error->code && now < kp->logged_us + LOG_AGAIN_US)
+        return;
+    dbp_kept_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %.*s", alias_of(keeper, pool), error->code,
+                 (int)sizeof error->text - 1, error->text);
+    kp->last_logged = error->code;
+    kp->logged_us = now;
+}
+
+static void login_failed(struct dbp_keeper *keeper, uint32_t session, const struct dbp_error *error) {
+    uint32_t pool = pool_of(keeper, session), before = keeper->sessions[session].waiters_before;
+
     dbp_ending_vacate(keeper, session);
-    kp->failures++;
-    kp->retry_at_us = dbp_now_us() + dbp_janitor_backoff_us(kp->failures);
-    if (kp->last_logged != error->code) {
-        dbp_kept_say(keeper, DBP_LOG_ERROR, "pool '%s': login failed: (%u) %.*s", alias_of(keeper, pool), error->code,
-                     (int)sizeof error->text - 1, error->text);
-        kp->last_logged = error->code;
-    }
-    /* With sessions alive the waiters will be served by returns. Without, waiting longer would only hide the cause; but
-     * whoever came after this login was asked for may be met by a better one. */
-    if (kp->total <= dbp_kept_count(keeper, pool, DBP_OPENING) + dbp_kept_count(keeper, pool, DBP_CLOSING))
+    count_failure(keeper, pool, error);
+    /* Whoever came after this login was asked for may be met by a better one. */
+    if (!any_alive(keeper, pool))
         dbp_handoff_fail(&keeper->share, pool, before);
     dbp_opening_tend(keeper, pool);
+}
+
+/* Waiters for whom no login will be begun in the next moments: they learn why at once, instead of that they have waited
+ * in vain. */
+static void fail_the_hopeless(struct dbp_keeper *keeper, uint32_t pool) {
+    static const struct dbp_error no_connector = {
+        .code = 2013, /* CR_SERVER_LOST, as a driver */
+        .sqlstate = "HY000",
+        .text = "dbpool: no new session can be opened: the connector process, a child of the uWSGI master, does not run"};
+    struct kept_pool *kp = &keeper->pools[pool];
+    uint64_t now = dbp_now_us();
+    bool missing = !keeper->connector && now >= keeper->connector_due_us;
+
+    if (any_alive(keeper, pool) || dbp_kept_count(keeper, pool, DBP_OPENING) > 0 ||
+        dbp_kept_waiting(keeper, pool, 1) == 0)
+        return;
+    if (missing && kp->failures == 0) /* else the reason is known better */
+        publish_error(&keeper->table->pools[pool], &no_connector);
+    if (missing || (kp->refused && kp->failures > 0 && now < kp->retry_at_us))
+        dbp_handoff_fail(&keeper->share, pool, atomic_load(&keeper->table->pools[pool].queue.tail));
 }
 
 static bool is_stream(int fd) {
@@ -149,7 +192,9 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
     kept->opening_sent = false;
     atomic_store(&shared(keeper, msg->session)->connection_id, msg->facts.connection_id);
     atomic_store(&shared(keeper, msg->session)->status, msg->facts.status & DBP_STATUS_KEPT);
-    atomic_store(&shared(keeper, msg->session)->opened_us, dbp_now_us());
+    kept->endpoint = msg->endpoint;
+    kept->opened_us = dbp_now_us();
+    atomic_store(&shared(keeper, msg->session)->opened_us, kept->opened_us);
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
     uint64_t lifetime_us = 1000000ull * (spec ? spec->max_lifetime_s : 0);
     kept->spoke_us = dbp_now_us();
@@ -161,6 +206,8 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
     if (keeper->pools[pool].failures > 0)
         dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
     keeper->pools[pool].failures = 0;
+    keeper->pools[pool].refused = false;
+    keeper->pools[pool].retry_at_us = 0;
     keeper->pools[pool].last_logged = 0;
     if (dbp_kept_move(keeper, msg->session, DBP_OPENING, DBP_IDLE, 0)) /* else damaged: the next tick ends it */
         dbp_idle_offer(keeper->table, msg->session);
@@ -171,6 +218,21 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
 void dbp_opening_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg) {
     if (opening(keeper, msg->session, msg->incarnation))
         login_failed(keeper, msg->session, &msg->error);
+}
+
+void dbp_opening_crashed(struct dbp_keeper *keeper, uint32_t session, bool alone) {
+    static const struct dbp_error crashed = {
+        .code = 2013, .sqlstate = "HY000", .text = "dbpool: the connector process died while it logged in"};
+    uint32_t pool = pool_of(keeper, session);
+
+    if (alone || keeper->pools[pool].failures >= CRASHES_MOST) {
+        login_failed(keeper, session, &crashed);
+        return;
+    }
+    /* Another login of that moment may have been the cause: whoever waits is not told so yet. Each pool has one login
+     * at a time now, until one of its logins succeeds. */
+    dbp_ending_vacate(keeper, session);
+    count_failure(keeper, pool, &crashed);
 }
 
 void dbp_opening_overdue(struct dbp_keeper *keeper, uint32_t session) {
@@ -237,6 +299,7 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
         .memory = kp->memory,
         .retry_at_us = kp->retry_at_us,
         .failures = kp->failures,
+        .refused = kp->refused,
         .opening = dbp_kept_count(keeper, pool, DBP_OPENING),
         .resetting = dbp_kept_count(keeper, pool, DBP_RESETTING),
         .idle = dbp_kept_count(keeper, pool, DBP_IDLE),
@@ -269,4 +332,5 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
     }
     uint32_t live = kp->total > view.closing ? kp->total - view.closing : 0;
     dbp_rationing_mark(keeper, pool, live > limits.cap ? live - limits.cap : 0);
+    fail_the_hopeless(keeper, pool);
 }

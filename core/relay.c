@@ -137,6 +137,22 @@ static int connect_unix(const struct dbp_relay_route *route, struct dbp_error *e
     return DBP_E_FAILED;
 }
 
+/* 0 with *fdp, -errno, DBP_E_CLOSED. */
+static int connect_address(const struct sockaddr *addr, socklen_t length, int stop_fd, uint64_t deadline_us, int *fdp) {
+    int fd = socket(addr->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        return -errno;
+    int rc = connect_until(fd, addr, length, stop_fd, deadline_us);
+    if (rc != 0) {
+        close(fd);
+        return rc;
+    }
+    tune_tcp(fd);
+    *fdp = fd;
+    return 0;
+}
+
 static int connect_tcp(const struct dbp_relay_route *route, struct dbp_error *errorp, int *fdp) {
     const char *host = route->host[0] ? route->host : "127.0.0.1";
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list;
@@ -155,23 +171,28 @@ static int connect_tcp(const struct dbp_relay_route *route, struct dbp_error *er
     for (struct addrinfo *ai = list; ai && rc < 0; ai = ai->ai_next, n_left--) {
         /* A share of the time for each address, so that a dead first one leaves some to the second. */
         uint64_t now = dbp_now_us(), left = route->connect_deadline_us > now ? route->connect_deadline_us - now : 0;
-        int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0) {
-            rc = -errno;
-            continue;
-        }
-        rc = connect_until(fd, ai->ai_addr, ai->ai_addrlen, route->stop_fd, now + left / n_left);
-        if (rc != 0) {
-            close(fd);
-            continue;
-        }
-        tune_tcp(fd);
-        *fdp = fd;
+        rc = connect_address(ai->ai_addr, ai->ai_addrlen, route->stop_fd, now + left / n_left, fdp);
     }
     freeaddrinfo(list);
     if (rc >= 0)
         return rc;
     fail(errorp, CR_CONN_HOST_ERROR, "Can't connect to MySQL server on", host, -rc);
+    return DBP_E_FAILED;
+}
+
+static int connect_endpoint(const struct dbp_relay_route *route, struct dbp_error *errorp, int *fdp) {
+    struct sockaddr_storage addr = {0};
+    char text[NI_MAXHOST] = "?";
+
+    if (route->endpoint->length > sizeof route->endpoint->address)
+        return -EINVAL;
+    memcpy(&addr, route->endpoint->address, route->endpoint->length);
+    int rc = connect_address((struct sockaddr *)&addr, route->endpoint->length, route->stop_fd,
+                             route->connect_deadline_us, fdp);
+    if (rc >= 0)
+        return rc;
+    (void)getnameinfo((struct sockaddr *)&addr, route->endpoint->length, text, sizeof text, NULL, 0, NI_NUMERICHOST);
+    fail(errorp, CR_CONN_HOST_ERROR, "Can't connect to MySQL server on", text, -rc);
     return DBP_E_FAILED;
 }
 
@@ -321,7 +342,9 @@ int dbp_relay_start(const struct dbp_relay_route *route, struct dbp_error *error
     r->deadline_us = route->deadline_us;
     r->down.first = r->up.first = true;
 
-    int rc = local ? connect_unix(route, errorp, &r->server) : connect_tcp(route, errorp, &r->server);
+    int rc = local                                            ? connect_unix(route, errorp, &r->server)
+             : route->endpoint && route->endpoint->length > 0 ? connect_endpoint(route, errorp, &r->server)
+                                                              : connect_tcp(route, errorp, &r->server);
     if (rc == 0)
         rc = local ? dbp_door_open_unix(r->socket, &r->door) : dbp_door_open_tcp(&r->port, &r->door);
     if (rc == 0 && (r->end_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
@@ -343,6 +366,10 @@ const char *dbp_relay_socket(const struct dbp_relay *r) {
 
 uint16_t dbp_relay_port(const struct dbp_relay *r) {
     return r->port;
+}
+
+struct dbp_endpoint dbp_relay_endpoint(const struct dbp_relay *r) {
+    return dbp_endpoint_of(r->server);
 }
 
 static void join(struct dbp_relay *r) {

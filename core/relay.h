@@ -12,6 +12,7 @@
 #define DBPOOL_RELAY_H
 
 #include "dbpool.h"
+#include "endpoint.h"
 
 struct dbp_relay;
 
@@ -19,6 +20,7 @@ struct dbp_relay_route {
     const char *host;        /* "" is 127.0.0.1 */
     uint32_t port;           /* 0: 3306 */
     const char *unix_socket; /* wins when not ""; a leading '@' means abstract */
+    const struct dbp_endpoint *endpoint; /* this very server instead of whoever has the host's name now; may be NULL */
     uint64_t connect_deadline_us;
     uint64_t deadline_us; /* of everything until detach */
     int stop_fd;          /* readable: give up at once; -1: none. Borrowed */
@@ -33,6 +35,8 @@ int dbp_relay_start(const struct dbp_relay_route *route, struct dbp_error *error
 /* Where libmysqlclient must connect to: the unix socket "@..." (borrowed), or NULL and 127.0.0.1 with this port. */
 const char *dbp_relay_socket(const struct dbp_relay *relay);
 uint16_t dbp_relay_port(const struct dbp_relay *relay);
+/* The server that it is connected to; until detach. */
+struct dbp_endpoint dbp_relay_endpoint(const struct dbp_relay *relay);
 
 struct dbp_relay_session {
     int fd;                /* the server's socket: CLOEXEC, non-blocking, the caller's */

@@ -27,6 +27,7 @@ static const struct {
     [DBP_WIRE_FAILED] = {sizeof(struct dbp_wire_failed), 0, false},
     [DBP_WIRE_KILL] = {sizeof(struct dbp_wire_kill), 0, false},
     [DBP_WIRE_KILLED] = {sizeof(struct dbp_wire_killed), 0, false},
+    [DBP_WIRE_CANCEL] = {sizeof(struct dbp_wire_cancel), 0, false},
 };
 
 void dbp_wire_head_init(struct dbp_wire_head *head, enum dbp_wire_type type, uint32_t serial) {

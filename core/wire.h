@@ -3,7 +3,7 @@
  *
  * control socket (inherited by all)   ATTACH + one end of the sender's private channel
  * client's channel                    ATTACHED <-, REGISTER -> REGISTERED <-, FETCH -> SESSION <- (+fd)
- * connector's channel                 ATTACHED <-, OPEN <- OPENED -> (+fd) | FAILED ->, KILL <- KILLED ->
+ * connector's channel                 ATTACHED <-, OPEN <- OPENED -> (+fd) | FAILED ->, KILL <- KILLED ->, CANCEL <-
  *
  * A message that is not understood (magic, version, type, size, number of fds) is refused and its fds are closed; the
  * receiver survives it (I10).
@@ -12,6 +12,7 @@
 #define DBPOOL_WIRE_H
 
 #include "dbpool.h"
+#include "endpoint.h"
 
 #define DBP_WIRE_MAGIC 0x44425031u /* "DBP1" */
 
@@ -27,6 +28,7 @@ enum dbp_wire_type {
     DBP_WIRE_FAILED,
     DBP_WIRE_KILL,
     DBP_WIRE_KILLED,
+    DBP_WIRE_CANCEL,
     DBP_WIRE_TYPES
 };
 
@@ -85,6 +87,7 @@ struct dbp_wire_opened {
     struct dbp_wire_head head;
     uint32_t session;
     uint32_t incarnation;
+    struct dbp_endpoint endpoint;
     struct dbp_session_facts facts;
 };
 
@@ -95,11 +98,16 @@ struct dbp_wire_failed {
     struct dbp_error error;
 };
 
+/* endpoint: the session's own server, which a name may not lead to any more. opened_us: a server that was started later
+ * does not have this session, though it may have one of the same number. */
 struct dbp_wire_kill {
     struct dbp_wire_head head;
     uint32_t session;
     uint32_t incarnation;
     uint32_t connection_id;
+    uint32_t reserved;
+    uint64_t opened_us;
+    struct dbp_endpoint endpoint;
     struct dbp_pool_spec spec;
 };
 
@@ -107,7 +115,14 @@ struct dbp_wire_killed {
     struct dbp_wire_head head;
     uint32_t session;
     uint32_t incarnation;
-    struct dbp_error error; /* code 0: killed, or unknown thread id: it was gone already */
+    struct dbp_error error; /* code 0: killed; 1094: the server has no such session */
+};
+
+/* The session of a KILL has ended: if it was not said yet, it need not be. There is no answer. */
+struct dbp_wire_cancel {
+    struct dbp_wire_head head;
+    uint32_t session;
+    uint32_t incarnation;
 };
 
 union dbp_wire_any {
@@ -123,6 +138,7 @@ union dbp_wire_any {
     struct dbp_wire_failed failed;
     struct dbp_wire_kill kill;
     struct dbp_wire_killed killed;
+    struct dbp_wire_cancel cancel;
 };
 
 /* Fills a zeroed head. */

@@ -289,6 +289,7 @@ static int start_broker(void) {
         return 0;
     host.master = getpid();
     int rc = dbp_broker_start(&host.share, host.broker_control, &ops, &host.broker);
+    host.broker_control = -1; /* the broker's, which closes it in each child that is forked from now on */
     if (rc != 0)
         uwsgi_log("[dbpool] error: cannot start the broker: %s\n", strerror(-rc));
     else

@@ -265,7 +265,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             close(channels[i]);
     serves_an_honest_client();
     broker = dbp_broker_stop(broker);
-    close(control);
     dbp_share_free(&share);
     FUZZ_CHECK(fuzz_next_fd() == fd);
     return 0;

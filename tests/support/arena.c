@@ -226,7 +226,6 @@ bool arena_close(struct arena *arena) {
         whole = complain("children left", 1, 0);
     if (waitpid(-1, NULL, WNOHANG) != -1 || errno != ECHILD)
         whole = complain("processes left", 1, 0);
-    close(arena->control);
     close(arena->fake->poke_fd);
     munmap(arena->fake, sizeof *arena->fake);
     dbp_share_free(&arena->share);

@@ -174,7 +174,7 @@ static void fail(struct fake *fake, int channel, const struct dbp_wire_open *ope
     msg.failed.incarnation = open->incarnation;
     msg.failed.error.code = atomic_load(&fake->fail_code);
     snprintf(msg.failed.error.sqlstate, sizeof msg.failed.error.sqlstate, "28000");
-    snprintf(msg.failed.error.text, sizeof msg.failed.error.text, "Access denied by the fake");
+    snprintf(msg.failed.error.text, sizeof msg.failed.error.text, "Refused by the fake");
     if (msg.failed.error.code >= FAKE_LONG_TEXT)
         memset(msg.failed.error.text, (int)('a' + msg.failed.error.code % 26), sizeof msg.failed.error.text - 1);
     atomic_fetch_add(&fake->fails, 1);
@@ -337,6 +337,8 @@ static void run(const struct dbp_share *share, struct fake *fake) {
                 on_open(fake, channel, &msg);
             else if (rc == 0 && msg.head.type == DBP_WIRE_KILL)
                 on_kill(fake, channel, &msg.kill);
+            else if (rc == 0 && msg.head.type == DBP_WIRE_CANCEL)
+                atomic_fetch_add(&fake->cancels, 1);
             else if (rc != -EAGAIN)
                 atomic_fetch_add(&fake->strange, 1);
         }
@@ -347,7 +349,7 @@ pid_t fake_start(const struct dbp_share *share, struct fake **fakep) {
     struct fake *fake = shared_memory(sizeof *fake);
 
     fake->poke_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    atomic_store(&fake->fail_code, 1045);
+    atomic_store(&fake->fail_code, 2003);
     for (int i = 0; i < SESSIONS; i++)
         ends[i].fd = -1;
     pid_t pid = fork_child();

@@ -15,7 +15,7 @@ enum fake_reset { FAKE_RESET_OK, FAKE_RESET_ERR, FAKE_RESET_SILENT };
 
 /* From this error code on the text is one letter all through, which one says the code: a reader can see if it is torn.
  */
-#define FAKE_LONG_TEXT 2000u
+#define FAKE_LONG_TEXT 5000u
 
 struct fake {
     /* written by the test, which then pokes */
@@ -31,6 +31,7 @@ struct fake {
     _Atomic uint32_t alive, most; /* sessions that the server has, and had at most */
     _Atomic uint32_t opens, held, fails, kills, quits, rollbacks, commits, autocommits, pings, queries;
     _Atomic uint32_t last_killed;                          /* connection id */
+    _Atomic uint32_t cancels;
     _Atomic uint32_t empties, databases, roles, trackings; /* the parts of a full reset */
     _Atomic uint32_t strange;                              /* things that no broker may send */
     int poke_fd;

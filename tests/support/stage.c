@@ -32,7 +32,6 @@ int stage_open(uint32_t n_procs, struct dbp_broker_ops ops) {
 int stage_close(void) {
     reap_all();
     broker = dbp_broker_stop(broker);
-    close(control);
     close(fake->poke_fd);
     munmap(fake, sizeof *fake);
     dbp_share_free(&share);

@@ -368,9 +368,9 @@ static void test_a_failed_login_is_told_to_who_waited_and_tried_again(void **sta
     atomic_store(&fake->open_mode, FAKE_OPEN_FAIL);
     assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
     assert_int_equal(puppet_do(p, PUPPET_ERROR), 0);
-    assert_int_equal(p->error.code, 1045);
+    assert_int_equal(p->error.code, 2003);
     assert_string_equal(p->error.sqlstate, "28000");
-    assert_string_equal(p->error.text, "Access denied by the fake");
+    assert_string_equal(p->error.text, "Refused by the fake");
     assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
     assert_int_equal(atomic_load(&count->size), 0);
     assert_true(eventually_equal(&count->waiting, 0));
@@ -381,6 +381,26 @@ static void test_a_failed_login_is_told_to_who_waited_and_tried_again(void **sta
     assert_int_equal(rc, 0);
     assert_int_equal(puppet_release(p, 0, DBP_RETURN_CLEAN), 0);
     assert_whole(2);
+}
+
+static bool error_is(struct puppet *p, uint32_t code) {
+    assert_int_equal(puppet_do(p, PUPPET_ERROR), 0);
+    return p->error.code == code;
+}
+
+/* A wrong password, said again and again, locks the account. */
+static void test_a_refused_login_is_not_repeated_and_told_at_once(void **state) {
+    struct puppet *p = client();
+
+    (void)state;
+    atomic_store(&fake->fail_code, 1045);
+    atomic_store(&fake->open_mode, FAKE_OPEN_FAIL);
+    for (int i = 0; i < 100; i++) {
+        assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
+        assert_true(error_is(p, 1045));
+    }
+    assert_int_equal(atomic_load(&fake->fails), 1);
+    assert_true(eventually_equal(&count->waiting, 0));
 }
 
 static void test_a_failed_login_fails_nobody_while_sessions_live(void **state) {
@@ -409,11 +429,12 @@ static void test_I2_malformed_deliveries_lose_no_place(void **state) {
     puppet_start(p, PUPPET_ACQUIRE);
     assert_true(eventually_at_least(&fake->opens, opens + 1));
     assert_int_equal(dbp_pool_count(share.table, 0, DBP_IDLE), 0);
-    /* Until the connector is replaced; then all is asked anew. */
+    /* Until the connector is replaced: the login counts as failed, and the next one is served. */
     atomic_store(&fake->open_mode, FAKE_OPEN_DO);
     atomic_store(&fake->reconnect, 1);
     fake_poke(fake);
-    assert_int_equal(puppet_result(p), 0);
+    assert_int_equal(puppet_result(p), DBP_E_FAILED);
+    assert_int_equal(puppet_acquire(p, 0), 0);
     assert_int_equal(puppet_query(p, 0, "Q 5"), 0);
 }
 
@@ -486,7 +507,52 @@ static void test_I2_a_connector_that_dies_with_a_login_under_way(void **state) {
     atomic_store(&fake->open_mode, FAKE_OPEN_DO);
     atomic_store(&fake->reconnect, 1);
     fake_poke(fake);
+    assert_int_equal(puppet_result(p), DBP_E_FAILED); /* nothing else can have been the cause */
+    assert_true(error_is(p, 2013));
+    assert_non_null(strstr(p->error.text, "the connector process died"));
+    assert_int_equal(atomic_load(&count->failures), 1);
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_CLEAN), 0);
+    assert_whole(2);
+}
+
+/* Which of two logins it was is not known: nobody is told so before it is. */
+static void test_I2_a_connector_that_dies_with_two_logins_under_way(void **state) {
+    struct puppet *p = client(), *q = client();
+
+    (void)state;
+    atomic_store(&fake->open_mode, FAKE_OPEN_HOLD);
+    puppet_start(p, PUPPET_ACQUIRE);
+    puppet_start(q, PUPPET_ACQUIRE);
+    assert_true(eventually_at_least(&fake->held, 2));
+    atomic_store(&fake->open_mode, FAKE_OPEN_DO);
+    atomic_store(&fake->reconnect, 1);
+    fake_poke(fake);
     assert_int_equal(puppet_result(p), 0);
+    assert_int_equal(puppet_result(q), 0);
+    assert_int_equal(atomic_load(&count->failures), 2);
+}
+
+static void test_without_a_connector_waiters_are_told_so(void **state) {
+    struct puppet *p = client(), *q = client();
+
+    (void)state;
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    atomic_store(&fake->away, 1);
+    fake_poke(fake);
+    puppet_start(q, PUPPET_ACQUIRE); /* served by a return, for as long as there is a session */
+    assert_true(eventually_equal(&count->waiting, 1));
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_CLEAN), 0);
+    assert_int_equal(puppet_result(q), 0);
+    assert_int_equal(puppet_release(q, 0, DBP_RETURN_DOOM), 0);
+    assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
+    assert_true(error_is(p, 2013));
+    assert_non_null(strstr(p->error.text, "connector process"));
+    assert_non_null(strstr(p->error.text, "does not run"));
+    atomic_store(&fake->reconnect, 1);
+    fake_poke(fake);
+    assert_true(eventually_at_least(&fake->attached, 2));
+    assert_int_equal(puppet_acquire(p, 0), 0);
     assert_int_equal(puppet_release(p, 0, DBP_RETURN_CLEAN), 0);
     assert_whole(2);
 }
@@ -710,7 +776,33 @@ static void test_stopping_ends_idle_sessions_politely(void **state) {
     broker = dbp_broker_stop(broker);
     assert_true(eventually_at_least(&fake->quits, 1));
     assert_int_equal(puppet_acquire(p, 0), DBP_E_CLOSED);
-    assert_int_equal(puppet_release(p, 1, DBP_RETURN_CLEAN), 0);
+}
+
+/* What a dead process had running must not go on, and commit, beside the host's next life. */
+static void test_stopping_kills_what_is_in_use(void **state) {
+    struct puppet *dead = client(), *alive = client();
+
+    (void)state;
+    assert_int_equal(puppet_acquire(dead, 0), 0);
+    assert_int_equal(puppet_query(dead, 0, "Q 1"), 0);
+    snprintf(dead->sql, sizeof dead->sql, "HANG");
+    assert_int_equal(puppet_do(dead, PUPPET_SEND), 0);
+    assert_int_equal(puppet_acquire(alive, 0), 0);
+    kill_child(dead->pid);
+    broker = dbp_broker_stop(broker);
+    assert_int_equal(atomic_load(&fake->kills), 2);
+    assert_int_equal(puppet_release(alive, 0, DBP_RETURN_CLEAN), DBP_E_STALE);
+}
+
+/* Bounded: a server that answers no KILL does not hold the host up. */
+static void test_stopping_does_not_wait_for_ever(void **state) {
+    struct puppet *p = client();
+
+    (void)state;
+    atomic_store(&fake->kill_mode, FAKE_KILL_IGNORE);
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    broker = dbp_broker_stop(broker);
+    assert_int_equal(atomic_load(&fake->kills), 1);
 }
 
 int main(void) {
@@ -732,12 +824,15 @@ int main(void) {
         TEST(test_I5_a_leased_session_that_its_server_ends_is_not_lent_again),
         TEST(test_I5_a_dead_session_granted_to_a_dead_waiter_goes_to_nobody),
         TEST(test_a_failed_login_is_told_to_who_waited_and_tried_again),
+        TEST(test_a_refused_login_is_not_repeated_and_told_at_once),
         TEST(test_a_failed_login_fails_nobody_while_sessions_live),
         TEST(test_I2_malformed_deliveries_lose_no_place),
         TEST(test_I2_a_killed_holders_sessions_are_killed_and_replaced),
         TEST(test_I4_a_killed_waiter_is_handed_nothing),
         TEST(test_I2_a_session_granted_to_a_killed_waiter_goes_on),
         TEST(test_I2_a_connector_that_dies_with_a_login_under_way),
+        TEST(test_I2_a_connector_that_dies_with_two_logins_under_way),
+        TEST(test_without_a_connector_waiters_are_told_so),
         TEST(test_I2_a_kill_is_asked_of_the_next_connector),
         TEST(test_only_the_hosts_child_becomes_connector),
         TEST(test_I10_garbage_on_a_channel_is_survived),
@@ -749,6 +844,8 @@ int main(void) {
         TEST(test_I11_a_fork_waits_for_an_fd_that_is_on_its_way),
         TEST(test_I9_no_secret_in_shared_memory),
         TEST(test_stopping_ends_idle_sessions_politely),
+        TEST(test_stopping_kills_what_is_in_use),
+        TEST(test_stopping_does_not_wait_for_ever),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

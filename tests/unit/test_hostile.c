@@ -74,7 +74,6 @@ static int teardown(void **state) {
     (void)state;
     reap_all();
     broker = dbp_broker_stop(broker);
-    close(control);
     if (fake) {
         close(fake->poke_fd);
         munmap(fake, sizeof *fake);

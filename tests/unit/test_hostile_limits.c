@@ -13,6 +13,7 @@
 #include "../support/helpers.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -129,7 +130,7 @@ static int make_broker(void) {
     struct dbp_broker_ops ops = {.log = test_log, .connector_is = nobody};
     struct dbp_broker *broker = NULL;
 
-    int rc = dbp_broker_start(&share, control, &ops, &broker);
+    int rc = dbp_broker_start(&share, fcntl(control, F_DUPFD_CLOEXEC, 0), &ops, &broker); /* consumed */
     if (rc != 0)
         assert_int_equal(atomic_load(&share.table->broker_up), 0);
     dbp_broker_stop(broker);
@@ -240,7 +241,6 @@ static void test_a_client_is_told(void **state) {
     fail_at = 0;
     assert_int_equal(guard_many(), 0);
     broker = dbp_broker_stop(broker);
-    close(control);
     dbp_share_free(&share);
 }
 

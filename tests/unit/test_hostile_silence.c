@@ -181,30 +181,147 @@ static void test_a_reset_that_is_never_answered_is_killed(void **state) {
     assert_int_equal(asked.kill.session, session);
 }
 
-static void test_I3_a_server_that_never_hangs_up_gives_its_place_back_at_last(void **state) {
+static void answer_kill(uint32_t session, uint32_t code) {
+    struct dbp_wire_killed killed = {.session = session, .incarnation = asked.kill.incarnation};
+
+    killed.error.code = code;
+    dbp_ending_killed(keeper, &killed);
+}
+
+static void doom(uint32_t *sessionp) {
+    dbp_word word;
+
+    lease(sessionp, &word);
+    assert_true(dbp_session_move(table, *sessionp, word, DBP_CLOSING, 1, NULL));
+    dbp_keeper_attend(keeper, 0);
+}
+
+/* The server has the session for as long as it does not say otherwise: another one in its place would be one too many. */
+static void test_I3_a_kill_that_fails_is_asked_again_for_ever(void **state) {
+    uint32_t session;
+
+    (void)state;
+    doom(&session);
+    uint32_t ticket = wait_in_line();
+    for (uint32_t i = 0; i < 100; i++) {
+        answer_kill(session, 2003);
+        uint32_t before = n_kills;
+        pass(1);
+        assert_int_equal(n_kills, before + 1);
+        assert_int_equal(atomic_load(&count->state[DBP_CLOSING]), 1);
+        assert_int_equal(n_opens, 1);
+    }
+    uint32_t next;
+    dbp_word word;
+    assert_int_equal(claim(ticket, &next, &word), DBP_E_BUSY);
+}
+
+/* One who is refused is refused again, and the server counts it. */
+static void test_a_refused_kill_is_asked_again_seldom(void **state) {
+    uint32_t session;
+
+    (void)state;
+    doom(&session);
+    for (uint32_t i = 0; i < 300; i++) {
+        if (asked.head.type == DBP_WIRE_KILL)
+            answer_kill(session, 1045);
+        asked.head.type = 0;
+        pass(1);
+    }
+    assert_in_range(n_kills, 5, 9);
+}
+
+static void test_I3_a_killed_session_keeps_its_place_until_the_server_hangs_up(void **state) {
     uint32_t session, next;
     dbp_word word;
 
     (void)state;
-    lease(&session, &word);
-    assert_true(dbp_session_move(table, session, word, DBP_CLOSING, 1, NULL));
-    dbp_keeper_attend(keeper, 0);
+    doom(&session);
     uint32_t ticket = wait_in_line();
-    for (uint32_t i = 0; i < 9; i++) { /* each KILL fails, and is asked again */
-        struct dbp_wire_killed killed = {.session = session, .incarnation = asked.kill.incarnation};
-        killed.error.code = 1040;
-        if (asked.head.type == DBP_WIRE_KILL)
-            dbp_ending_killed(keeper, &killed);
-        pass(1);
-        assert_int_equal(atomic_load(&count->state[DBP_CLOSING]), 1);
-        assert_int_equal(n_opens, 1);
-    }
-    assert_true(n_kills > 3);
-    pass(3);
+    answer_kill(session, 0);
+    pass(100);
+    assert_int_equal(n_kills, 1);
+    assert_int_equal(n_opens, 1);
+    shutdown(server, SHUT_RDWR);
+    dbp_keeper_event(keeper, session, EPOLLIN | EPOLLRDHUP);
+    pass(1);
+    assert_int_equal(n_opens, 2);
+    deliver();
+    assert_int_equal(claim(ticket, &next, &word), 0);
+}
+
+/* What stands between forgets to hang up: the server has spoken for itself. */
+static void test_I3_a_session_that_its_server_does_not_know_gives_its_place_back(void **state) {
+    uint32_t session, next;
+    dbp_word word;
+
+    (void)state;
+    doom(&session);
+    uint32_t ticket = wait_in_line();
+    pass(30);
+    answer_kill(session, 1094);
+    pass(9);
+    assert_int_equal(n_opens, 1);
+    pass(2);
     assert_int_equal(n_opens, 2);
     deliver();
     assert_int_equal(claim(ticket, &next, &word), 0);
     assert_int_equal(atomic_load(&count->closed), 1);
+}
+
+static void test_a_server_that_does_not_quit_is_told_by_kill(void **state) {
+    uint32_t session;
+    dbp_word word;
+
+    (void)state;
+    lease(&session, &word);
+    assert_true(dbp_session_move(table, session, word, DBP_CLOSING, 0, NULL));
+    dbp_keeper_attend(keeper, 0);
+    pass(9);
+    assert_int_equal(n_kills, 0);
+    pass(2);
+    assert_int_equal(n_kills, 1);
+    assert_int_equal(asked.kill.connection_id, 0);
+    assert_int_equal(atomic_load(&count->state[DBP_CLOSING]), 1);
+}
+
+/* A KILL needs a login, and the server has none left: one idle session goes for it, and nothing is opened meanwhile. */
+static void makes_room(uint32_t code) {
+    struct dbp_pool_spec spec = test_spec("silent", 2, 0);
+    char text[DBP_TEXT_MAX];
+    uint32_t idle, dead, pool;
+    dbp_word word;
+    bool added;
+
+    assert_int_equal(dbp_registry_put(registry, table, &spec, text, &pool, &added), 0);
+    lease(&idle, &word);
+    doom(&dead);
+    assert_true(dbp_idle_put(table, idle, word));
+    answer_kill(dead, code);
+    assert_int_equal(dbp_word_state(atomic_load(&table->sessions[idle].word)), DBP_CLOSING);
+    dbp_ending_done(keeper, idle);
+    wait_in_line();
+    uint32_t opens = n_opens, kills = n_kills;
+    asked.head.type = 0;
+    for (int i = 0; i < 1000 && asked.head.type != DBP_WIRE_KILL; i++) {
+        now += 1000;
+        (void)dbp_keeper_tick(keeper);
+    }
+    assert_int_equal(n_kills, kills + 1);
+    assert_int_equal(asked.kill.session, dead);
+    assert_int_equal(n_opens, opens);
+    pass(1);
+    assert_int_equal(n_opens, opens + 1);
+}
+
+static void test_an_idle_session_makes_room_for_a_kill(void **state) {
+    static const uint32_t codes[] = {1040, 1203, 1226};
+
+    for (size_t i = 0; i < 3; i++) {
+        makes_room(codes[i]);
+        assert_int_equal(teardown(state), 0);
+        assert_int_equal(setup(state), 0);
+    }
 }
 
 static void test_a_ping_that_is_never_answered_costs_the_session(void **state) {
@@ -240,7 +357,12 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(test_a_login_that_is_never_answered_fails_at_last),
         TEST(test_a_reset_that_is_never_answered_is_killed),
-        TEST(test_I3_a_server_that_never_hangs_up_gives_its_place_back_at_last),
+        TEST(test_I3_a_kill_that_fails_is_asked_again_for_ever),
+        TEST(test_a_refused_kill_is_asked_again_seldom),
+        TEST(test_I3_a_killed_session_keeps_its_place_until_the_server_hangs_up),
+        TEST(test_I3_a_session_that_its_server_does_not_know_gives_its_place_back),
+        TEST(test_a_server_that_does_not_quit_is_told_by_kill),
+        TEST(test_an_idle_session_makes_room_for_a_kill),
         TEST(test_a_ping_that_is_never_answered_costs_the_session),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

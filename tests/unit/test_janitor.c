@@ -249,15 +249,15 @@ static void test_backoff_doubles_up_to_its_limit(void **state) {
     uint64_t before = 0;
 
     (void)state;
-    assert_int_equal(dbp_janitor_backoff_us(1), DBP_RETRY_FIRST_US);
-    assert_int_equal(dbp_janitor_backoff_us(2), 2 * DBP_RETRY_FIRST_US);
+    assert_int_equal(dbp_janitor_backoff_us(1, false), DBP_RETRY_FIRST_US);
+    assert_int_equal(dbp_janitor_backoff_us(2, false), 2 * DBP_RETRY_FIRST_US);
     for (uint32_t n = 1; n < 100; n++) {
-        uint64_t us = dbp_janitor_backoff_us(n);
+        uint64_t us = dbp_janitor_backoff_us(n, false);
         assert_true(us >= before && us <= DBP_RETRY_MOST_US);
         before = us;
     }
-    assert_int_equal(dbp_janitor_backoff_us(99), DBP_RETRY_MOST_US);
-    assert_int_equal(dbp_janitor_backoff_us(UINT32_MAX), DBP_RETRY_MOST_US);
+    assert_int_equal(dbp_janitor_backoff_us(99, false), DBP_RETRY_MOST_US);
+    assert_int_equal(dbp_janitor_backoff_us(UINT32_MAX, false), DBP_RETRY_MOST_US);
 }
 
 /* A morning: sixty clients come, the server is away for a while, all leave. Logins take a step, closing another. */
@@ -280,7 +280,7 @@ static void test_a_day_ends_with_the_kept_sessions_idle(void **state) {
             if (away) {
                 v.total -= n;
                 v.failures += n;
-                v.retry_at_us = v.now_us + dbp_janitor_backoff_us(v.failures);
+                v.retry_at_us = v.now_us + dbp_janitor_backoff_us(v.failures, false);
             } else {
                 v.failures = 0;
                 v.idle += n;

@@ -36,6 +36,7 @@ static const struct format {
     [DBP_WIRE_FAILED] = {sizeof(struct dbp_wire_failed), 0, false},
     [DBP_WIRE_KILL] = {sizeof(struct dbp_wire_kill), 0, false},
     [DBP_WIRE_KILLED] = {sizeof(struct dbp_wire_killed), 0, false},
+    [DBP_WIRE_CANCEL] = {sizeof(struct dbp_wire_cancel), 0, false},
 };
 
 static int setup(void **state) {

@@ -242,7 +242,6 @@ int stage_run(char **server, uint32_t many, stage_bench bench, long rounds) {
     broker = dbp_broker_stop(broker);
     kill(connector, SIGKILL);
     waitpid(connector, NULL, 0);
-    close(control);
     munmap(stage.common, sizeof *stage.common);
     dbp_share_free(&share);
     return status;
