@@ -41,7 +41,7 @@ CORE = [
     'wire',
 ]
 
-GCC_LIST = ['core/' + name for name in CORE] + ['plugin/dbpool_plugin']
+GCC_LIST = ['core/' + name for name in CORE] + ['plugin/connector_process', 'plugin/dbpool_plugin']
 
 
 def client_library(flag):

@@ -4,9 +4,11 @@
  *
  *   on_load         master-to-be   refuses a uWSGI binary other than the one it was built for; asks for our hooks
  *   announce        master-to-be   an application that is loaded there tells its pools
- *   post_init       master-to-be   makes what all processes inherit, registers the connector as a gateway
+ *   post_init       master-to-be   makes what all processes inherit
  *   "dbpool:start"  master         starts the broker (after daemonizing and after the first workers were forked), with
- *                                  the pools that were announced
+ *                                  the pools that were announced, and the connector
+ *   master_cycle    master         starts the connector again should it have ended
+ *   master_cleanup  master         stops the broker, which ends the connector
  *   post_fork, ...  children       let go of what is the broker's
  */
 #include <uwsgi.h>
@@ -17,8 +19,8 @@
 #include <pthread.h>
 
 #include "../core/broker.h"
-#include "../core/connector.h"
 #include "../core/share.h"
+#include "connector_process.h"
 
 extern struct uwsgi_server uwsgi;
 extern pid_t masterpid;
@@ -31,7 +33,6 @@ void uwsgi_metric_append(struct uwsgi_metric *);
     32u /* slots beyond workers, mules and spoolers: the connector, forked children of workers, and \
            dead processes whose end has not been seen yet */
 #define ATTACH_MOST_US 5000000u   /* the broker starts milliseconds after the workers; longer means it does not run */
-#define CONNECTOR_PAUSE_US 50000u /* before the connector asks again: its pid may not be known to the master yet */
 
 static struct {
     bool made; /* share is there: a master runs, or will */
@@ -86,21 +87,6 @@ static void dbpool_on_load(void) {
 }
 
 /* ---- the master ---- */
-
-static void connector_loop(int id, void *data) {
-    (void)id;
-    (void)data;
-    close(host.broker_control);
-    host.broker_control = -1;
-    for (;;) {
-        int rc = dbp_connector_main(&host.share, dbp_now_us() + ATTACH_MOST_US, dbpool_log);
-        if (rc < 0 && rc != -EPIPE)
-            uwsgi_log_verbose("[dbpool] error: connector: %s\n", strerror(-rc));
-        if (rc == 0)
-            _exit(0); /* the broker hung up: the master stops, or starts us anew */
-        usleep(CONNECTOR_PAUSE_US);
-    }
-}
 
 static void read_options(void) {
     char *end = NULL;
@@ -157,16 +143,11 @@ static void dbpool_post_init(void) {
     host.master = getpid();
     rlock = uwsgi.lock_ops.rlock;
     uwsgi.lock_ops.rlock = rlock_after_summing_up;
-    if (!register_gateway("dbpool connector", connector_loop, NULL))
-        exit(1);
 }
 
 static bool connector_is(void *arg, int32_t pid) {
     (void)arg;
-    for (int i = 0; i < ushared->gateways_cnt; i++)
-        if (ushared->gateways[i].loop == connector_loop && ushared->gateways[i].pid == pid)
-            return true;
-    return false;
+    return connector_process_is(pid);
 }
 
 /* ---- metrics: each points at its counter in the table, so that stats show the present ---- */
@@ -290,13 +271,24 @@ static int start_broker(void) {
     host.master = getpid();
     int rc = dbp_broker_start(&host.share, host.broker_control, &ops, &host.broker);
     host.broker_control = -1; /* the broker's, which closes it in each child that is forked from now on */
-    if (rc != 0)
+    if (rc != 0) {
         uwsgi_log("[dbpool] error: cannot start the broker: %s\n", strerror(-rc));
-    else
-        register_announced();
-    return rc != 0;
+        return 1;
+    }
+    register_announced();
+    connector_process_keep(&host.share, dbpool_log);
+    return 0;
 }
 
+/* On the master's main thread, after each event and at least once a second, also while a reload or a stop waits for the
+ * workers. */
+static void dbpool_master_cycle(void) {
+    if (host.broker && getpid() == host.master)
+        connector_process_keep(&host.share, dbpool_log);
+}
+
+/* In a child that was forked before the broker had the socket. Any other finds -1: the number is nobody's there, or the
+ * application's by now. */
 static void leave_the_broker_alone(void) {
     if (host.broker_control >= 0)
         close(host.broker_control);
@@ -321,8 +313,10 @@ static int dbpool_init(void) {
 }
 
 static void dbpool_master_cleanup(void) {
-    if (getpid() == host.master)
-        host.broker = dbp_broker_stop(host.broker);
+    if (getpid() != host.master || !host.broker)
+        return;
+    host.broker = dbp_broker_stop(host.broker);
+    connector_process_end();
 }
 
 /* ---- the children: a client each, attached on first use ---- */
@@ -430,5 +424,6 @@ __attribute__((visibility("default"))) struct uwsgi_plugin dbpool_plugin = {
     .post_init = dbpool_post_init,
     .post_fork = leave_the_broker_alone,
     .spooler_init = leave_the_broker_alone,
+    .master_cycle = dbpool_master_cycle,
     .master_cleanup = dbpool_master_cleanup,
 };
