@@ -24,7 +24,7 @@
 #define NO_ROOM "the master has as many files open as it may (RLIMIT_NOFILE)"
 #define STOP_MOST_US 2000000u /* for the KILLs that are left when the host stops */
 #define STOP_LOOK_US 10000u   /* between two looks then */
-#define MESSAGES_MAX 16 /* per channel and turn, so that one that floods does not starve the rest */
+#define MESSAGES_MAX 16       /* per channel and turn, so that one that floods does not starve the rest */
 
 /* What an epoll event is about: kind in the top byte, then a serial that a closed and reused index no longer matches.
  */
@@ -412,7 +412,8 @@ static void begin_stop(struct dbp_broker *broker) {
         broker->stop_by_us = dbp_now_us() + STOP_MOST_US;
 }
 
-/* A quiet turn shows that every death so far was seen, and what the dead held is ended. Then the rest, and the KILLs. */
+/* A quiet turn shows that every death so far was seen, and what the dead held is ended. Then the rest, and the KILLs.
+ */
 static bool stop_is_over(struct dbp_broker *broker, bool quiet) {
     if (dbp_now_us() >= broker->stop_by_us)
         return true;
@@ -615,6 +616,6 @@ struct dbp_broker *dbp_broker_stop(struct dbp_broker *broker) {
     if (write(broker->stop_fd, &one, sizeof one) == (ssize_t)sizeof one)
         pthread_join(broker->thread, NULL);
     atomic_store(&broker->share.table->broker_up, 0); /* its last turn may have raised it again */
-    the_broker = NULL; /* no fork can come in between: this is the thread that forks */
+    the_broker = NULL;                                /* no fork can come in between: this is the thread that forks */
     return broker_free(broker);
 }

@@ -27,8 +27,8 @@
 
 /* Logins of a lane at a time: as many as the broker asks for, and one where the last one failed. */
 #define LANE_LOGINS DBP_LOGINS_AT_ONCE
-/* Of all lanes together, and of those whose last job failed or that have done none yet: the rest is for servers that are
- * known to answer. Threads are made when they are needed. */
+/* Of all lanes together, and of those whose last job failed or that have done none yet: the rest is for servers that
+ * are known to answer. Threads are made when they are needed. */
 #define LOGINS 96u
 #define LOGINS_UNPROVEN 80u
 #define KILLERS 48u
@@ -212,8 +212,7 @@ static bool may_run(const struct connector *c, const struct lane *lane) {
     if (!lane->first)
         return false;
     if (lane->kills)
-        return lane->running == 0 && c->killers < KILLERS &&
-               (lane->proven || c->killers_unproven < KILLERS_UNPROVEN);
+        return lane->running == 0 && c->killers < KILLERS && (lane->proven || c->killers_unproven < KILLERS_UNPROVEN);
     return lane->running < (lane->failed ? 1u : LANE_LOGINS) && c->logins < LOGINS &&
            (lane->proven || c->logins_unproven < LOGINS_UNPROVEN);
 }

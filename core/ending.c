@@ -15,7 +15,8 @@
 
 #define DRAIN_BYTES 65536u /* read away per event */
 
-/* The connector may have it in its queue still. Without room in the channel it says it to a server that knows better. */
+/* The connector may have it in its queue still. Without room in the channel it says it to a server that knows better.
+ */
 static void cancel_kill(struct dbp_keeper *keeper, uint32_t session) {
     union dbp_wire_any msg;
 
@@ -81,8 +82,8 @@ void dbp_ending_ask_kill(struct dbp_keeper *keeper, uint32_t session) {
         add(&keeper->table->pools[pool_of(keeper, session)].count.kills);
 }
 
-/* A host that is gone never says so. The session is nobody's now, so its socket may be impatient: the kernel ends it when
- * our end of file, or a probe, is not acknowledged for so long. Means nothing to a unix socket. */
+/* A host that is gone never says so. The session is nobody's now, so its socket may be impatient: the kernel ends it
+ * when our end of file, or a probe, is not acknowledged for so long. Means nothing to a unix socket. */
 static void notice_a_dead_peer(int fd) {
     unsigned int timeout_ms = DBP_END_MOST_US / 1000u;
     int idle_s = 5, interval_s = 2, probes = 3;
@@ -196,9 +197,10 @@ void dbp_ending_overdue(struct dbp_keeper *keeper, uint32_t session) {
 
     kept->deadline_us = dbp_now_us() + DBP_END_MOST_US;
     if (kept->unknown) {
-        dbp_kept_say(keeper, DBP_LOG_WARNING,
-                     "pool '%s': the server knows no session %u and has not hung it up within %u s; its place is reused",
-                     alias, id, seconds);
+        dbp_kept_say(
+            keeper, DBP_LOG_WARNING,
+            "pool '%s': the server knows no session %u and has not hung it up within %u s; its place is reused", alias,
+            id, seconds);
         dbp_ending_done(keeper, session);
         return;
     }

@@ -18,10 +18,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define TICK_US 1000000u          /* sweep and ages: bounds how long a stopped process's half-done work can stay */
+#define TICK_US 1000000u /* sweep and ages: bounds how long a stopped process's half-done work can stay */
 #define FIRST_CONNECTOR_MOST_US 5000000u /* it is started with everything else */
-#define CONNECTOR_MOST_US 1000000u /* without a connector, before those who need a login are told so */
-#define REPLACE_EARLY_US 5000000u /* before the end of a lifetime: more than a login takes */
+#define CONNECTOR_MOST_US 1000000u       /* without a connector, before those who need a login are told so */
+#define REPLACE_EARLY_US 5000000u        /* before the end of a lifetime: more than a login takes */
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     /* The flag is taken before the look, so that what comes during the look rings again; and at every look, not only

@@ -25,11 +25,11 @@ struct dbp_keeper_ops {
 
 struct kept {
     bool watched, server_gone, ending, resetting, opening_sent;
-    bool wants_kill;  /* asked or still to be asked */
-    bool kill_sent;   /* to the connector */
-    bool kill_done;   /* the server has answered it */
-    bool unknown;     /* and that was: no such session */
-    bool overdue;     /* that it does not hang up was logged */
+    bool wants_kill;         /* asked or still to be asked */
+    bool kill_sent;          /* to the connector */
+    bool kill_done;          /* the server has answered it */
+    bool unknown;            /* and that was: no such session */
+    bool overdue;            /* that it does not hang up was logged */
     uint32_t kills_failed;   /* of this ending, in a row */
     uint64_t kill_again_us;  /* not before, after a failed one */
     uint64_t deadline_us;    /* of the login, the ending or the reset */
@@ -37,9 +37,9 @@ struct kept {
     uint64_t expires_us;     /* max_lifetime less its jitter; 0: never */
     uint64_t spoke_us;       /* when the server last answered the broker: opened, reset, pinged */
     uint64_t opened_us;
-    uint32_t incarnation;    /* of the session in this slot; the table's copy is for others */
+    uint32_t incarnation; /* of the session in this slot; the table's copy is for others */
     struct dbp_endpoint endpoint;
-    bool replaced;           /* another one was opened for it */
+    bool replaced; /* another one was opened for it */
     struct dbp_reset reset;
     struct dbp_session_facts facts;
 };
@@ -67,7 +67,7 @@ struct dbp_keeper {
     struct dbp_registry *registry;
     struct dbp_keeper_ops ops;
     bool connector;
-    bool stopping;               /* nothing is opened any more */
+    bool stopping;                /* nothing is opened any more */
     uint64_t connector_due_us;    /* without a connector: not having one is an error from then on */
     uint64_t connector_missed_us; /* when the pools were last told so */
     uint64_t next_tick_us;

@@ -344,8 +344,7 @@ bool dbp_killer_may(const struct dbp_killer *killer, uint64_t opened_us, uint32_
 }
 
 bool dbp_killer_run(struct dbp_killer *killer, struct dbp_kill *kills, size_t n) {
-    size_t done =
-        dbp_kills_run(mysql_get_socket(killer->l.mysql), killer->stop_fd, killer->patience_us, kills, n);
+    size_t done = dbp_kills_run(mysql_get_socket(killer->l.mysql), killer->stop_fd, killer->patience_us, kills, n);
 
     for (size_t i = done; i < n; i++)
         dbp_login_error(&kills[i].error, CR_SERVER_LOST, "HY000",

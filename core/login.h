@@ -9,8 +9,8 @@
 #include "endpoint.h"
 #include "kills.h"
 
-/* A session on its pool's baseline; *fdp is its socket (non-blocking, CLOEXEC, owned by the caller), *endpointp where it
- * leads. */
+/* A session on its pool's baseline; *fdp is its socket (non-blocking, CLOEXEC, owned by the caller), *endpointp where
+ * it leads. */
 bool dbp_login_open(const struct dbp_pool_spec *spec, int stop_fd, struct dbp_session_facts *facts,
                     struct dbp_endpoint *endpointp, int *fdp, struct dbp_error *errorp) DBP_MUST_USE;
 

@@ -17,12 +17,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define LOGIN_GRACE_US                                                                                        \
-    60000000u            /* the connector bounds each login by itself; later than this it hangs or is stopped \
-                          */
+#define LOGIN_GRACE_US                                                                                              \
+    60000000u                  /* the connector bounds each login by itself; later than this it hangs or is stopped \
+                                */
 #define LOG_AGAIN_US 60000000u /* a failure that goes on is logged again after this */
 #define CRASHES_MOST 2u        /* after so many deaths of the connector a login is taken for their cause */
-#define RESEND_US 20000u /* the connector's channel was full: look again after this */
+#define RESEND_US 20000u       /* the connector's channel was full: look again after this */
 
 static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
@@ -148,7 +148,8 @@ static void fail_the_hopeless(struct dbp_keeper *keeper, uint32_t pool) {
     static const struct dbp_error no_connector = {
         .code = 2013, /* CR_SERVER_LOST, as a driver */
         .sqlstate = "HY000",
-        .text = "dbpool: no new session can be opened: the connector process, a child of the uWSGI master, does not run"};
+        .text =
+            "dbpool: no new session can be opened: the connector process, a child of the uWSGI master, does not run"};
     struct kept_pool *kp = &keeper->pools[pool];
     uint64_t now = dbp_now_us();
     bool missing = !keeper->connector && now >= keeper->connector_due_us;

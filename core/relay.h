@@ -17,9 +17,9 @@
 struct dbp_relay;
 
 struct dbp_relay_route {
-    const char *host;        /* "" is 127.0.0.1 */
-    uint32_t port;           /* 0: 3306 */
-    const char *unix_socket; /* wins when not ""; a leading '@' means abstract */
+    const char *host;                    /* "" is 127.0.0.1 */
+    uint32_t port;                       /* 0: 3306 */
+    const char *unix_socket;             /* wins when not ""; a leading '@' means abstract */
     const struct dbp_endpoint *endpoint; /* this very server instead of whoever has the host's name now; may be NULL */
     uint64_t connect_deadline_us;
     uint64_t deadline_us; /* of everything until detach */

@@ -56,8 +56,8 @@ static void wait_until_noted(int fd) {
 static void run(const struct dbp_share *share, dbp_log_fn log, int noted) {
     static const int ignored[] = {SIGALRM, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE, SIGTSTP, SIGINT, SIGTERM, SIGQUIT};
 
-    /* As uWSGI starts its gateways (core/gateway.c); but a terminal's Ctrl-C, which all processes get, must not end this
-     * one before its work is done: it ends with the broker. */
+    /* As uWSGI starts its gateways (core/gateway.c); but a terminal's Ctrl-C, which all processes get, must not end
+     * this one before its work is done: it ends with the broker. */
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
         signal(ignored[i], SIG_IGN);

@@ -32,7 +32,7 @@ void uwsgi_metric_append(struct uwsgi_metric *);
 #define SPARE_PROCS                                                                                 \
     32u /* slots beyond workers, mules and spoolers: the connector, forked children of workers, and \
            dead processes whose end has not been seen yet */
-#define ATTACH_MOST_US 5000000u   /* the broker starts milliseconds after the workers; longer means it does not run */
+#define ATTACH_MOST_US 5000000u /* the broker starts milliseconds after the workers; longer means it does not run */
 
 static struct {
     bool made; /* share is there: a master runs, or will */

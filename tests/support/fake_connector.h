@@ -30,7 +30,7 @@ struct fake {
     _Atomic uint32_t attached;    /* counts */
     _Atomic uint32_t alive, most; /* sessions that the server has, and had at most */
     _Atomic uint32_t opens, held, fails, kills, quits, rollbacks, commits, autocommits, pings, queries;
-    _Atomic uint32_t last_killed;                          /* connection id */
+    _Atomic uint32_t last_killed; /* connection id */
     _Atomic uint32_t cancels;
     _Atomic uint32_t empties, databases, roles, trackings; /* the parts of a full reset */
     _Atomic uint32_t strange;                              /* things that no broker may send */

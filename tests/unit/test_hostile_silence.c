@@ -196,7 +196,8 @@ static void doom(uint32_t *sessionp) {
     dbp_keeper_attend(keeper, 0);
 }
 
-/* The server has the session for as long as it does not say otherwise: another one in its place would be one too many. */
+/* The server has the session for as long as it does not say otherwise: another one in its place would be one too many.
+ */
 static void test_I3_a_kill_that_fails_is_asked_again_for_ever(void **state) {
     uint32_t session;
 
