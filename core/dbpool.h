@@ -91,6 +91,7 @@ struct dbp_session_facts {
     uint32_t connection_id;
     uint32_t capabilities; /* CLIENT_* that the session was opened with */
     uint32_t charset;      /* collation id of the login */
+    char collation[64];    /* its name, where COM_RESET_CONNECTION loses it (DBP_FACT_NAMES) */
     uint32_t status;       /* server status word after opening; above its 16 bits DBP_FACT_* */
     uint32_t greeting_len;
     uint32_t row_len;

@@ -186,7 +186,7 @@ static bool can_be_reset(MYSQL *mysql, struct dbp_session_facts *facts, struct d
 static bool reset_once(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
                        struct dbp_error *errorp) {
     struct probe before, after;
-    char names[sizeof spec->charset + 16];
+    char names[sizeof spec->charset + sizeof facts->collation + 32], *collation;
 
     memset(errorp, 0, sizeof *errorp);
     if (!can_be_reset(mysql, facts, errorp) || !ask(mysql, NAMES_SQL, &before, errorp)) {
@@ -202,9 +202,16 @@ static bool reset_once(MYSQL *mysql, const struct dbp_pool_spec *spec, struct db
         return false;
     if (strcmp(before.text, after.text) == 0)
         return true;
-    facts->status |= spec->charset[0] ? DBP_FACT_NAMES : DBP_FACT_NO_RESET;
-    snprintf(names, sizeof names, "SET NAMES %s", spec->charset);
-    return !spec->charset[0] || run(mysql, names, NULL, NULL, errorp);
+    /* The collation too: a server's default for the character set may be another than the login's (MySQL 8). */
+    collation = strrchr(before.text, ' ');
+    if (!spec->charset[0] || !collation || strlen(collation + 1) >= sizeof facts->collation) {
+        facts->status |= DBP_FACT_NO_RESET;
+        return true;
+    }
+    facts->status |= DBP_FACT_NAMES;
+    snprintf(facts->collation, sizeof facts->collation, "%s", collation + 1);
+    dbp_reset_names(names, sizeof names, spec, facts->collation);
+    return run(mysql, names, NULL, NULL, errorp);
 }
 
 static bool track(MYSQL *mysql, struct dbp_session_facts *facts, struct dbp_error *errorp) {

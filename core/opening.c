@@ -178,7 +178,8 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
         close(fd);
         return;
     }
-    bool sane_facts = msg->facts.greeting_len <= DBP_GREETING_MAX && msg->facts.row_len <= DBP_FACTS_ROW_MAX;
+    bool sane_facts = msg->facts.greeting_len <= DBP_GREETING_MAX && msg->facts.row_len <= DBP_FACTS_ROW_MAX &&
+                      msg->facts.collation[sizeof msg->facts.collation - 1] == '\0';
     if (!sane_facts || !is_stream(fd)) {
         close(fd);
         login_failed(keeper, msg->session,

@@ -19,9 +19,9 @@
 
 /* What is sent next, in this order; each kind enters at one and leaves out what does not apply (go_on). */
 enum stage {
-    END_TRANSACTION, /* kinds ROLLBACK and COMMIT begin here, and go on with AUTOCOMMIT */
+    END_TRANSACTION, /* kinds ROLLBACK and COMMIT begin here, and go on with AUTOCOMMIT; FULL if there is one */
     PING,            /* kind PING: nothing else */
-    EMPTY,           /* kind FULL begins here */
+    EMPTY,           /* kind FULL */
     DATABASE,
     ROLE,
     NAMES,
@@ -37,8 +37,10 @@ enum stage {
 /* The parts of an answer. Only statements of the user's, init_sql, may give anything but one OK. */
 enum await { NOTHING, FIRST, COLUMNS, ROWS };
 
-void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool autocommit, uint32_t facts) {
+void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool autocommit, uint16_t status, uint32_t facts,
+                    const char *collation) {
     memset(reset, 0, sizeof *reset);
+    reset->collation = collation;
     reset->kind = (uint8_t)kind;
     reset->autocommit = autocommit;
     reset->facts = facts;
@@ -51,7 +53,7 @@ void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool auto
         reset->stage = PING;
         return;
     case DBP_RESET_FULL:
-        reset->stage = EMPTY;
+        reset->stage = status & STATUS_IN_TRANS ? END_TRANSACTION : EMPTY;
         return;
     }
     reset->stage = FAILED; /* the word that the kind came from was written by another process */
@@ -63,6 +65,10 @@ enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset) {
     if (reset->stage == FAILED)
         return DBP_RESET_FAILED;
     return reset->await == NOTHING ? DBP_RESET_SEND : DBP_RESET_READ;
+}
+
+void dbp_reset_names(char *sql, size_t n, const struct dbp_pool_spec *spec, const char *collation) {
+    snprintf(sql, n, "SET NAMES %s COLLATE %s", spec->charset, collation);
 }
 
 static const char *init_statement(const struct dbp_reset *reset, const struct dbp_pool_spec *spec) {
@@ -119,7 +125,7 @@ static const char *text_of(const struct dbp_reset *reset, const struct dbp_pool_
     case ROLE:
         return "SET ROLE NONE";
     case NAMES:
-        snprintf(room, n, "SET NAMES %s", spec->charset);
+        dbp_reset_names(room, n, spec, reset->collation);
         return room;
     case TRACKING:
         return DBP_TRACKING_SQL;
@@ -138,7 +144,7 @@ static const char *text_of(const struct dbp_reset *reset, const struct dbp_pool_
 }
 
 size_t dbp_reset_command(struct dbp_reset *reset, const struct dbp_pool_spec *spec, uint8_t *buf) {
-    char room[sizeof spec->charset + 16];
+    char room[sizeof spec->charset + sizeof(((struct dbp_session_facts *)0)->collation) + 32];
     uint8_t command;
     const char *text = text_of(reset, spec, room, sizeof room, &command);
     size_t n = strlen(text);
@@ -187,7 +193,9 @@ static void go_on(struct dbp_reset *reset, const struct dbp_pool_spec *spec) {
         if (answered == INIT)
             reset->init_at += (uint32_t)strlen(init_statement(reset, spec)) + 1;
         else
-            reset->stage = answered == END_TRANSACTION ? AUTOCOMMIT : (uint8_t)(answered + 1);
+            reset->stage = answered != END_TRANSACTION      ? (uint8_t)(answered + 1)
+                           : reset->kind == DBP_RESET_FULL ? EMPTY
+                                                           : AUTOCOMMIT;
         while (reset->stage != DONE && !applies(reset, spec))
             reset->stage++;
     }

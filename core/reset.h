@@ -40,17 +40,25 @@ struct dbp_reset {
     uint16_t status;  /* from the last OK or EOF */
     uint16_t error;   /* FAILED: the server's error number when it was that; else 0 */
     uint32_t facts;   /* DBP_FACT_* of the session */
+    const char *collation; /* of its login (DBP_FACT_NAMES); borrowed */
     uint32_t init_at; /* the next statement of init_sql */
     uint32_t n;       /* bytes of the packet that is being read, its head included */
     uint8_t in[4 + DBP_RESET_SEEN];
 };
 
-/* Starts. facts: dbp_session_facts.status of the session (FULL only).
+/* Starts. status: the status word as its last holder left it; facts, collation: those of the session, dbp_session_facts.status and
+ * .collation (FULL only); collation is borrowed until the reset is over.
  * ROLLBACK: always said (SET autocommit=1 would commit what is open; NO CHAIN, whatever the session's completion_type
- * says), then SET autocommit if it is off the baseline. */
-void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool autocommit, uint32_t facts);
+ * says), then SET autocommit if it is off the baseline.
+ * FULL: where status says that there is a transaction, ROLLBACK first. It fails in an XA transaction (1399), and nothing
+ * else would tell: MariaDB answers OK to COM_RESET_CONNECTION, but a prepared one stays attached to the session, and every
+ * later statement on a table fails. The session ends then, which leaves the prepared transaction as it is. */
+void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool autocommit, uint16_t status, uint32_t facts,
+                    const char *collation);
 /* What to do now. */
 enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset);
+/* What brings the login's character set back. */
+void dbp_reset_names(char *sql, size_t n, const struct dbp_pool_spec *spec, const char *collation);
 /* DBP_RESET_SEND: the packet to write (buf has DBP_RESET_COMMAND_MAX); returns its length. The next step is READ.
  * spec: the session's pool, the same at each call; only FULL looks at it. */
 size_t dbp_reset_command(struct dbp_reset *reset, const struct dbp_pool_spec *spec, uint8_t *buf);

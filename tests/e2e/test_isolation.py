@@ -24,8 +24,14 @@ LEAKS = {
     'autocommit off among others': [['sql', 'SET @leak = 1, autocommit = 0'], ['sql', INSERT]],
     'a chain of transactions': [['sql', 'SET completion_type = CHAIN'], ['sql', 'BEGIN'], ['sql', INSERT],
                                 ['sql', 'ROLLBACK'], ['sql', INSERT]],
-    'an XA transaction': [['sql', "XA START 'leak'"], ['sql', INSERT]],
-    'an XA transaction that was ended': [['sql', "XA START 'leak'"], ['sql', INSERT], ['sql', "XA END 'leak'"]],
+    'an XA transaction (new)': [['sql', "XA START 'leak'"], ['sql', INSERT]],
+    'an XA transaction that was ended (new)': [['sql', "XA START 'leak'"], ['sql', INSERT], ['sql', "XA END 'leak'"]],
+    'a transaction that a procedure began before it failed': [['sql', 'CALL leak_begins()']],
+    'a transaction among statements of which the last failed': [['sql', 'BEGIN; %s; SELECT * FROM not_there' % INSERT]],
+    'a transaction of a procedure that failed after a result': [['sql', 'CALL leak_begins_late()']],
+    'autocommit off in a procedure that failed': [['sql', 'CALL leak_autocommit()']],
+    'a transaction of a statement that took too long': [
+        ['sql', 'SET max_statement_time = 0.05'], ['sql', 'CALL leak_begins_long()']],
     'isolation level': [['sql', 'SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE']],
     'isolation level of the next transaction': [['sql', 'SET TRANSACTION ISOLATION LEVEL SERIALIZABLE']],
     'read only': [['sql', 'SET SESSION TRANSACTION READ ONLY']],
@@ -97,6 +103,12 @@ ROUTINES = [
     "CREATE PROCEDURE leak_locks() DO GET_LOCK('leak', 0)",
     'CREATE PROCEDURE leak_argument(IN a INT) SET @leak2 = a',
     'CREATE PROCEDURE leak_fails() BEGIN SET @leak = 1; SELECT * FROM not_there; END',
+    "CREATE PROCEDURE leak_begins() BEGIN START TRANSACTION; %s; SIGNAL SQLSTATE '45000'; END" % INSERT,
+    "CREATE PROCEDURE leak_begins_late() BEGIN SELECT 1; START TRANSACTION; %s; SELECT 2; SIGNAL SQLSTATE '45000'; END"
+    % INSERT,
+    'CREATE PROCEDURE leak_autocommit() BEGIN SET autocommit = 0; %s; SELECT * FROM not_there; END' % INSERT,
+    'CREATE PROCEDURE leak_begins_long() BEGIN START TRANSACTION; %s; SELECT COUNT(*) FROM nonces a, nonces b, nonces c; END'
+    % INSERT,
     'CREATE FUNCTION leak_function() RETURNS INT DETERMINISTIC BEGIN SET @leak = 1; RETURN 1; END',
     'CREATE FUNCTION leak_makes() RETURNS INT BEGIN CREATE TEMPORARY TABLE leak_temporary (a INT); RETURN 1; END',
     'CREATE TABLE triggered (n INT CHECK (n > 0)) ENGINE=InnoDB',
@@ -169,7 +181,12 @@ class Isolation(WithUwsgi):
     def test_the_rows_do_what_they_say(self):
         """A row whose statement fails for another reason than it should would prove nothing."""
         # No session is pooled with LOAD DATA LOCAL but by the user's own settings: these are his.
-        expected = {'a procedure that fails after it has set a variable': 1146, 'a packet that is too large (new)': None,
+        expected = {'a transaction that a procedure began before it failed': 1644,
+                    'a transaction among statements of which the last failed': 1146,
+                    'a transaction of a procedure that failed after a result': 1644,
+                    'autocommit off in a procedure that failed': 1146,
+                    'a transaction of a statement that took too long': 1969,
+                    'a procedure that fails after it has set a variable': 1146, 'a packet that is too large (new)': None,
                     'a trigger that sets a variable before an error': 4025,
                     'LOAD DATA LOCAL of a file that is not there': None}
         for name, steps in LEAKS.items():
@@ -251,6 +268,55 @@ class Resets(WithServer, unittest.TestCase):
                     self.assertEqual((first['id'], self.counter() - before), (second['id'], committed))
                     self.whole(uwsgi)
                     uwsgi.close()
+
+    def test_the_transaction_of_a_failed_statement_ends_with_its_lease(self):
+        """An error packet tells nothing of the session. Neither does the next lease lose its rows with that transaction,
+        nor does it commit it."""
+        self.server.query('USE app')
+        self.server.query('CREATE TABLE failed (n INT PRIMARY KEY) ENGINE=InnoDB')
+        self.server.query("CREATE PROCEDURE fails() BEGIN START TRANSACTION; INSERT INTO failed VALUES (77);"
+                          " UPDATE counters SET n = n + 1 WHERE id = 1; SIGNAL SQLSTATE '45000'; END")
+        ways = ['CALL fails()', 'START TRANSACTION; INSERT INTO failed VALUES (77); SELECT * FROM not_there']
+        for driver in ('mysqlclient', 'pymysql'):
+            for reset in ('auto', 'full', 'rollback', None, 'commit'):
+                uwsgi = self.run_pool(reset, driver, options={'client_flag': 1 << 16})
+                for way in ways:
+                    for then in ([], [['sql', 'SELECT * FROM not_there']], [['sql', 'SELECT 1']]):
+                        with self.subTest(driver=driver, reset=reset, way=way, then=then):
+                            answer = uwsgi.get('/leave', {'steps': [['sql', way]] + then})
+                            self.assertEqual(answer.status, 200, answer)
+                            self.assertIn('code', answer.json()['outcomes'][0])
+                            self.run_sql(uwsgi, 'INSERT INTO failed VALUES (88)')
+                            self.whole(uwsgi)
+                            seen = self.server.query('SELECT n FROM failed ORDER BY n')
+                            # With 'commit' it is the lease's own return that commits it, before anybody else.
+                            self.assertEqual(seen, ((77,), (88,)) if reset == 'commit' else ((88,),))
+                            self.server.query('DELETE FROM failed')
+                uwsgi.close()
+
+    def test_a_prepared_xa_transaction_ends_its_session_and_stays(self):
+        """The server answers OK to the reset and leaves the transaction attached: each later statement on a table would
+        fail. A disconnect leaves it prepared, for whoever commits it."""
+        self.server.query('USE app')
+        self.server.query('CREATE TABLE prepared (n INT PRIMARY KEY) ENGINE=InnoDB')
+        begin = "XA START 'left'; INSERT INTO prepared VALUES (1); XA END 'left'; XA PREPARE 'left'"
+        ways = [[['sql', one] for one in begin.split('; ')], [['sql', begin]], [['sql', begin + '; SELECT * FROM not_there']],
+                [['sql', '/* a */ EXECUTE IMMEDIATE "XA START \'left\'"']] + [['sql', one] for one in begin.split('; ')[1:]]]
+        ways.append(ways[0] + [['sql', 'SELECT * FROM prepared']])  # which fails
+        for driver in ('mysqlclient', 'pymysql'):
+            for reset in ('auto', 'full', 'rollback', 'commit'):
+                uwsgi = self.run_pool(reset, driver, options={'client_flag': 1 << 16})
+                for way in ways:
+                    with self.subTest(driver=driver, reset=reset, way=way):
+                        left = uwsgi.get('/leave', {'steps': way}).json()
+                        self.assertEqual(len(self.server.query('XA RECOVER')), 1, left)
+                        seen = self.run_sql(uwsgi, 'SELECT COUNT(*) FROM prepared')
+                        self.assertEqual(seen['results'], [[[0]]])
+                        self.assertNotEqual(seen['id'], left['id'])
+                        self.server.query("XA COMMIT 'left'")
+                        self.assertEqual(self.server.query('SELECT COUNT(*) FROM prepared'), ((1,),))
+                        self.server.query('DELETE FROM prepared')
+                uwsgi.close()
 
     def test_full_resets_after_each_lease(self):
         uwsgi = self.run_pool('full')

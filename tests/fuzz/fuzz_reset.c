@@ -19,7 +19,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct dbp_reset *reset = malloc(sizeof *reset); /* of its own, for the address sanitizer */
 
     FUZZ_CHECK(reset);
-    dbp_reset_init(reset, (enum dbp_reset_kind)(head / 2 % 4), autocommit, (uint32_t)(head / 8) << 16);
+    dbp_reset_init(reset, (enum dbp_reset_kind)(head / 2 % 4), autocommit, (uint16_t)(head / 8 & 1),
+                   (uint32_t)(head / 8) << 16, "utf8mb4_general_ci");
     for (uint32_t commands = 0;;) {
         enum dbp_reset_step step = dbp_reset_step(reset);
         if (step == DBP_RESET_DONE) {

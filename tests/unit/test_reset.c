@@ -19,7 +19,7 @@ static uint8_t out[DBP_RESET_COMMAND_MAX];
 
 /* Starts and sends the ROLLBACK. */
 static void begin(bool autocommit) {
-    dbp_reset_init(&reset, DBP_RESET_ROLLBACK, autocommit, 0);
+    dbp_reset_init(&reset, DBP_RESET_ROLLBACK, autocommit, 0, 0, NULL);
     assert_int_equal(dbp_reset_step(&reset), DBP_RESET_SEND);
     size_t n = dbp_reset_command(&reset, &spec, out);
     assert_int_equal(n, 4u + out[0]);
@@ -170,7 +170,7 @@ static void test_I5_an_answer_too_long_fails_and_overruns_nothing(void **state) 
 
 static void test_I5_bytes_that_nobody_asked_for_fail(void **state) {
     (void)state;
-    dbp_reset_init(&reset, DBP_RESET_ROLLBACK, true, 0);
+    dbp_reset_init(&reset, DBP_RESET_ROLLBACK, true, 0, 0, NULL);
     feed_ok(AUTOCOMMIT); /* before the command */
     assert_int_equal(dbp_reset_step(&reset), DBP_RESET_FAILED);
     begin(true);
@@ -188,7 +188,7 @@ static void begin_full(const char *database, const char *init_sql, size_t n, boo
     strcpy(spec.database, database);
     strcpy(spec.charset, "utf8mb4");
     memcpy(spec.init_sql, init_sql, n);
-    dbp_reset_init(&reset, DBP_RESET_FULL, autocommit, facts);
+    dbp_reset_init(&reset, DBP_RESET_FULL, autocommit, AUTOCOMMIT, facts, "utf8mb4_bin");
 }
 
 /* The next command must be this one. */
@@ -202,6 +202,27 @@ static void sends(uint8_t command, const char *text) {
     assert_memory_equal(out + 5, text, strlen(text));
 }
 
+/* In an XA transaction ROLLBACK is refused, and nothing else would tell of it. */
+static void test_I6_a_full_reset_begins_with_a_rollback_where_there_may_be_a_transaction(void **state) {
+    static const uint8_t err[] = {9, 0, 0, 1, 0xff, 0x77, 0x05, '#', 'X', 'A', 'E', '0', '7'};
+
+    (void)state;
+    begin_full("shop", "", 1, true, 0);
+    dbp_reset_init(&reset, DBP_RESET_FULL, true, IN_TRANS | AUTOCOMMIT, 0, NULL);
+    sends(0x03, "ROLLBACK AND NO CHAIN NO RELEASE");
+    feed_ok(AUTOCOMMIT);
+    sends(0x1f, "");
+    feed_ok(AUTOCOMMIT);
+    sends(0x02, "shop");
+    feed_ok(AUTOCOMMIT);
+    assert_int_equal(dbp_reset_step(&reset), DBP_RESET_DONE);
+    dbp_reset_init(&reset, DBP_RESET_FULL, true, IN_TRANS | AUTOCOMMIT, 0, NULL);
+    sends(0x03, "ROLLBACK AND NO CHAIN NO RELEASE");
+    dbp_reset_feed(&reset, &spec, err, sizeof err);
+    assert_int_equal(dbp_reset_step(&reset), DBP_RESET_FAILED);
+    assert_int_equal(reset.error, 1399);
+}
+
 static void test_I6_a_full_reset_says_all_that_the_login_said(void **state) {
     (void)state;
     begin_full("shop", "SET a=1\0SET b=2", 15, false, TRACKED_AND_MORE);
@@ -211,7 +232,7 @@ static void test_I6_a_full_reset_says_all_that_the_login_said(void **state) {
     feed_ok(AUTOCOMMIT);
     sends(0x03, "SET ROLE NONE");
     feed_ok(AUTOCOMMIT);
-    sends(0x03, "SET NAMES utf8mb4");
+    sends(0x03, "SET NAMES utf8mb4 COLLATE utf8mb4_bin"); /* the login's: the server's default may be another */
     feed_ok(AUTOCOMMIT);
     sends(0x03, DBP_TRACKING_SQL);
     feed_ok(AUTOCOMMIT | DBP_STATUS_CHANGED);
@@ -351,7 +372,7 @@ static void test_the_longest_init_statement_fits(void **state) {
 
 static void test_I10_a_kind_that_does_not_exist_fails(void **state) {
     (void)state;
-    dbp_reset_init(&reset, (enum dbp_reset_kind)77, true, 0);
+    dbp_reset_init(&reset, (enum dbp_reset_kind)77, true, 0, 0, NULL);
     assert_int_equal(dbp_reset_step(&reset), DBP_RESET_FAILED);
 }
 
@@ -368,6 +389,7 @@ int main(void) {
         cmocka_unit_test(test_I5_an_answer_too_long_fails_and_overruns_nothing),
         cmocka_unit_test(test_I5_bytes_that_nobody_asked_for_fail),
         cmocka_unit_test(test_I6_a_full_reset_says_all_that_the_login_said),
+        cmocka_unit_test(test_I6_a_full_reset_begins_with_a_rollback_where_there_may_be_a_transaction),
         cmocka_unit_test(test_a_full_reset_leaves_out_what_the_session_never_had),
         cmocka_unit_test(test_I6_without_a_database_the_server_must_say_that_there_is_none),
         cmocka_unit_test(test_results_of_init_statements_are_read_and_forgotten),

@@ -108,22 +108,24 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
             return default
         return value
 
-    charset = text("charset") or b"utf8mb4"
-    if not re.fullmatch(rb"[A-Za-z0-9_]+", charset):
-        problems.append("DATABASES[%r]: charset %r is not a name" % (alias, params.get("charset")))
     # More than one only where an option file has some.
     init_command = params.get("init_command") or ()
     if not isinstance(init_command, tuple):
         init_command = (init_command,)
-    statements = [encoded("init_command", one) for one in init_command]
+    init_command = [encoded("init_command", one) for one in init_command]
+    charset = text("charset") or driver.default_charset(init_command)
+    if not re.fullmatch(rb"[A-Za-z0-9_]+", charset):
+        problems.append("DATABASES[%r]: charset %r is not a name" % (alias, params.get("charset")))
     sql_mode = params.get("sql_mode")
+    set_mode = []
     if sql_mode:
         if isinstance(sql_mode, str) and re.fullmatch(r"[A-Za-z0-9_, -]+", sql_mode):
-            statements.append(b"SET SESSION sql_mode='%s'" % sql_mode.encode())
+            set_mode.append(b"SET SESSION sql_mode='%s'" % sql_mode.encode())
         else:
             problems.append("DATABASES[%r]: sql_mode %r is not a list of modes" % (alias, sql_mode))
     elif sql_mode == "" and driver.EMPTY_SQL_MODE_IS_SENT:
-        statements.append(b"SET SESSION sql_mode=''")
+        set_mode.append(b"SET SESSION sql_mode=''")
+    statements = driver.set_up(charset, init_command, set_mode)
     if isolation_level:
         statements.append(b"SET SESSION TRANSACTION ISOLATION LEVEL " + isolation_level.upper().encode())
     # Stock sends it only where the server's default is 1; to a session of ours it is said once, and costs nothing then.

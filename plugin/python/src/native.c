@@ -63,6 +63,7 @@ typedef struct {
     int fd; /* the number that adopt() put the session under; -1 before and after */
     bool layout;
     bool changed;    /* in this lease, by all that is known */
+    bool doubt;      /* an error came in this lease: it has no status word, and the last one is older */
     bool opaque;     /* its character set is none of those that scan.c can read */
     bool autocommit; /* the last statement was SET autocommit: what it reports is no change */
 } native_object;
@@ -334,7 +335,7 @@ int dbp_py_native_begin(PyObject *native, uint16_t status) {
     if (!layout_known(self))
         return -1;
 #if HAVE_LAYOUT
-    self->changed = self->autocommit = false;
+    self->changed = self->doubt = self->autocommit = false;
     self->mysql->server_status = status;
     self->mysql->affected_rows = 0;
     self->mysql->insert_id = 0;
@@ -382,6 +383,12 @@ static PyObject *native_mark(PyObject *object, PyObject *ignored) {
     Py_RETURN_NONE;
 }
 
+static PyObject *native_fail(PyObject *object, PyObject *ignored) {
+    (void)ignored;
+    ((native_object *)object)->changed = ((native_object *)object)->doubt = true;
+    Py_RETURN_NONE;
+}
+
 /* The next command is SET autocommit, by the library itself. */
 static PyObject *native_expect_autocommit(PyObject *object, PyObject *ignored) {
     (void)ignored;
@@ -424,7 +431,11 @@ enum dbp_return dbp_py_native_verdict(PyObject *native, bool autocommit, uint16_
     if (self->exception || !m->net.pvio || m->status != MYSQL_STATUS_READY ||
         (m->server_status & SERVER_MORE_RESULTS_EXIST))
         return DBP_RETURN_DOOM;
-    if ((m->server_status & SERVER_STATUS_IN_TRANS) ||
+    /* A procedure, or several statements at once, may begin a transaction and then fail. The library's own error is the
+     * last answer's: of a result object, say, which we do not see. */
+    if (self->doubt || m->net.last_errno)
+        *status |= SERVER_STATUS_IN_TRANS;
+    if ((*status & SERVER_STATUS_IN_TRANS) ||
         ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
         return DBP_RETURN_RESET;
     return DBP_RETURN_CLEAN;
@@ -525,6 +536,7 @@ static PyMethodDef native_methods[] = {
     {"query", native_query, METH_O, "query(sql): the object's own query(), looked at before"},
     {"note", native_note, METH_NOARGS, "note(): before any other command: what the server said so far is kept in mind"},
     {"mark", native_mark, METH_NOARGS, "mark(): the session counts as changed"},
+    {"fail", native_fail, METH_NOARGS, "fail(): an error came: as mark(), and the status word is not to be believed"},
     {"expect_autocommit", native_expect_autocommit, METH_NOARGS,
      "expect_autocommit(): as note(); SET autocommit is next"},
     {"settle", native_settle, METH_O, "settle(autocommit) -> (how, status, grown, changed)"},

@@ -29,6 +29,7 @@ typedef struct {
     int timeout_ms;     /* -1: none */
     unsigned status;    /* server status word, as last heard, without DBP_STATUS_CHANGED */
     bool changed;       /* in this lease, by all that is known */
+    bool doubt;         /* an error packet came in this lease: it has no status word, and the last one is older */
     bool opaque;        /* its character set is none of those that scan.c can read */
     bool autocommit;    /* the last command was SET autocommit: what it reports is no change */
     PyObject *ended;    /* the exception that ended a wait */
@@ -184,6 +185,7 @@ static void hear(wire_object *self, unsigned status) {
 #define COM_STATISTICS 0x09
 #define COM_PROCESS_KILL 0x0C
 #define COM_PING 0x0E
+#define MORE_RESULTS 0x0008u
 #define NO_BACKSLASH_ESCAPES 0x0200u
 
 /* What is about to be sent: PyMySQL sends a command's first packet in one piece, and only that has sequence number 0
@@ -209,6 +211,12 @@ static void look(wire_object *self, const unsigned char *data, size_t n) {
 static void note(wire_object *self, const unsigned char *data, size_t n) {
     if (n == 5 && self->announced == 5 && data[0] == 0xFE)
         hear(self, (unsigned)data[3] | (unsigned)data[4] << 8);
+    /* An ERR packet; no row and no other answer begins so. What the statement did before it failed was not reported. It is
+     * the last of its answers, whatever the one before it said of more. */
+    if (n == self->announced && n >= 3 && data[0] == 0xFF) {
+        self->changed = self->doubt = true;
+        self->status &= ~MORE_RESULTS;
+    }
     self->announced = n == 4 ? (uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 : 0;
 }
 
@@ -369,7 +377,7 @@ static PyObject *wire_begin(PyObject *object, PyObject *arg) {
     if (status == -1 && PyErr_Occurred())
         return NULL;
     self->status = (unsigned)status & 0xFFFFu;
-    self->changed = self->autocommit = false;
+    self->changed = self->doubt = self->autocommit = false;
     Py_RETURN_NONE;
 }
 
@@ -427,6 +435,8 @@ static PyGetSetDef wire_getset[] = {
     {"status", get_status, set_status, "server status word, as last heard; PyMySQL sets it from an OK packet", NULL},
     {"changed", get_flag, NULL, "this lease changed its session, by all that is known",
      (void *)offsetof(wire_object, changed)},
+    {"doubt", get_flag, NULL, "an error came in this lease: status is older than that",
+     (void *)offsetof(wire_object, doubt)},
     {"opaque", get_flag, set_opaque, "every statement counts as a change: they cannot be read",
      (void *)offsetof(wire_object, opaque)},
     {NULL, NULL, NULL, NULL, NULL}};

@@ -3,6 +3,9 @@
 
     PASSWORD_ENCODING, EMPTY_SQL_MODE_IS_SENT   what the stock driver does with such a setting
     OPTION_FILE                                 how the stock driver reads one (optionfile.py)
+    default_charset(init_command)               -> the character set that the stock driver has when none is given
+    set_up(charset, init_command, set_mode)     -> what the stock driver says after its login, in its order; all are lists
+                                                of statements, as bytes
     address(host, unix_socket)                  -> (host, unix_socket) as the stock driver would reach them
     client_flags(params)                        -> the protocol flags that the stock driver would log in with
     same_in_both(params)                        -> server-visible options that a driver object must be told too
@@ -47,6 +50,19 @@ def opaque(spec):
             if name.lower() not in _READABLE:
                 return True
     return False
+
+
+def may_change_names(statement):
+    """False for a SET that has nothing of character sets and collations."""
+    return not re.match(rb"(?i)\s*set\b", statement) or bool(re.search(rb"(?i)names|char|collat", statement))
+
+
+def charset_named(statements):
+    """The character set that these choose for the client, or None: of SET NAMES and its kin, the last one."""
+    found = re.findall(
+        rb"""(?i)\b(?:names|charset|character\s+set|character_set_client\s*:?=)\s*['"]?(\w+)""", b";".join(statements)
+    )
+    return found[-1].lower() if found and found[-1].lower() != b"default" else None
 
 
 class Lent:

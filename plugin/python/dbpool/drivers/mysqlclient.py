@@ -18,7 +18,7 @@ import MySQLdb.connections
 from .. import _dbpool, optionfile, waiting
 from ..lease import LeasedConnection
 from ..settings import LOCAL_FILES, ConfigurationError
-from . import QUIET, Lent, SessionUnavailable, from_server, opaque
+from . import QUIET, Lent, SessionUnavailable, charset_named, from_server, may_change_names, opaque
 
 PASSWORD_ENCODING = "utf-8"
 EMPTY_SQL_MODE_IS_SENT = False
@@ -30,6 +30,7 @@ FORCE_FALLBACK = bool(os.environ.get("DBPOOL_FORCE_FALLBACK"))
 REPLAY_TIMEOUT = 5.0  # seconds; a replayed login takes about a millisecond
 FETCH_TIMEOUT = 5.0  # seconds; asking the broker takes some ten microseconds
 
+_STATUS_IN_TRANS = 1
 _STATUS_AUTOCOMMIT = 2
 
 # Where servers' packages put the socket that libmysqlclient calls "localhost"; Debian's first.
@@ -39,6 +40,29 @@ _DEFAULT_SOCKETS = (
     "/var/lib/mysql/mysql.sock",
     "/tmp/mysql.sock",
 )
+
+
+# From 2.1 on the stock class says SET NAMES at each connect; before, only where the library's idea of the character set,
+# which follows the server's, is another than the one that is wanted (set_character_set).
+_ALWAYS_NAMES = MySQLdb.version_info >= (2, 1)
+_SAME_CHARSET = {b"utf8mb3": b"utf8"}
+
+
+def default_charset(init_command):
+    """The library runs init_command within its login, and the stock class then takes what the library has."""
+    return charset_named(init_command) or b"utf8mb4"
+
+
+def set_up(charset, init_command, set_mode):
+    """init_command, then the character set, then sql_mode (MySQLdb.connections.Connection.__init__)."""
+    names = [b"SET NAMES " + charset]
+    if not any(map(may_change_names, init_command)):
+        # The order makes no difference; this one is PyMySQL's too, so that both can share a pool.
+        return (names if _ALWAYS_NAMES else []) + init_command + set_mode
+    named = charset_named(init_command) or charset
+    if not _ALWAYS_NAMES and _SAME_CHARSET.get(named, named) == _SAME_CHARSET.get(charset, charset):
+        names = []
+    return init_command + names + set_mode
 
 
 def address(host, unix_socket):
@@ -225,11 +249,12 @@ class Driver(_dbpool.Driver):
         if self.broken or self.native.unread is not None or self.native.more_results():
             return _dbpool.DOOM, 0, False
         how = _dbpool.FULL if reset in ("auto", "full") else _dbpool.RESET
-        return how, _STATUS_AUTOCOMMIT if autocommit else 0, not (self.renew or self.lent.changed())
+        # Not known, so it may be in a transaction.
+        status = _STATUS_IN_TRANS | (_STATUS_AUTOCOMMIT if autocommit else 0)
+        return how, status, not (self.renew or self.lent.changed())
 
     def failed(self, error):
-        # An error packet has no status word: what the statement changed before it failed was not reported.
-        self.native.mark()
+        self.native.fail()
         kept = self.native.take_exception()
         if kept is not None or not isinstance(error, MySQLdb.MySQLError):
             self.broken = True  # a signal's exception may come between the parts of a query

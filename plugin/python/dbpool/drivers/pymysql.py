@@ -26,6 +26,20 @@ _AUTOCOMMIT = 2
 _MORE_RESULTS = 8
 
 
+# From 1.1 on.
+_ALWAYS_NAMES = hasattr(StockConnection, "set_character_set")
+
+
+def default_charset(init_command):
+    return b"utf8mb4"
+
+
+def set_up(charset, init_command, set_mode):
+    """The character set, sql_mode, then init_command (pymysql.connections.Connection.connect)."""
+    names = [b"SET NAMES " + charset] if _ALWAYS_NAMES else []
+    return names + set_mode + init_command
+
+
 def address(host, unix_socket):
     """PyMySQL takes no host for "localhost", and that for TCP."""
     return ("", unix_socket) if unix_socket else (host or "localhost", "")
@@ -134,6 +148,8 @@ class Driver(_dbpool.Driver):
             or self.wire.pending()
         ):
             return _dbpool.DOOM, status, False
+        if self.wire.doubt:
+            status |= _IN_TRANS
         keep = not (self.lent.pairs and self.lent.changed())
         if reset == "full" or (reset == "auto" and (self.wire.changed or not self.tracked)):
             return _dbpool.FULL, status, keep
@@ -142,7 +158,6 @@ class Driver(_dbpool.Driver):
         return _dbpool.CLEAN, status, keep
 
     def failed(self, error):
-        # An error packet has no status word: what the statement changed before it failed was not reported.
         self.wire.mark()
         ended = self.wire.ended()
         if ended is not None or not from_server(error, pymysql.MySQLError):
