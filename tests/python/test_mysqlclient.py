@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import unittest
+from unittest import mock
 
 from tests.python import BUILD  # noqa: F401 (finds the package)
 from tests.support import Server
@@ -351,6 +352,45 @@ class Flags(unittest.TestCase):
         self.assertEqual(mysqlclient.client_flags({'local_infile': 1}), base | 128)
         self.assertEqual(pymysql.client_flags({'local_infile': True}) & 128, 128)
         self.assertEqual(pymysql.client_flags({}) & 128, 0)
+
+
+class SetUp(unittest.TestCase):
+    """What is said after the login, as each version of the stock drivers orders it."""
+
+    MODE = [b"SET SESSION sql_mode='ANSI'"]
+
+    def both(self, always, *args):
+        with mock.patch.object(mysqlclient, '_ALWAYS_NAMES', always), mock.patch.object(pymysql, '_ALWAYS_NAMES', always):
+            return mysqlclient.set_up(*args), pymysql.set_up(*args)
+
+    def test_an_init_command_that_leaves_the_names_alone(self):
+        for always, names in ((False, []), (True, [b'SET NAMES utf8'])):
+            expected = names + [b'SET @a = 1']
+            self.assertEqual(self.both(always, b'utf8', [b'SET @a = 1'], []), (expected, expected))
+
+    def test_an_init_command_that_sets_the_names(self):
+        names, init = [b'SET NAMES utf8mb4'], [b'SET NAMES latin1']
+        self.assertEqual(self.both(True, b'utf8mb4', init, self.MODE),
+                         (init + names + self.MODE, names + self.MODE + init))
+        self.assertEqual(self.both(False, b'utf8mb4', init, self.MODE), (init + names + self.MODE, self.MODE + init))
+
+    def test_one_that_may_set_anything(self):
+        for init in ([b'CALL prepare_me()'], [b'SET @a = 1', b'SET collation_connection = utf8mb4_bin'],
+                     [b'/* a */ SET NAMES utf8mb4']):
+            self.assertEqual(self.both(True, b'utf8mb4', init, [])[0], init + [b'SET NAMES utf8mb4'])
+
+    def test_the_older_class_says_it_where_the_character_set_differs(self):
+        for init, said in [(b"SET NAMES 'utf8mb3' COLLATE utf8mb3_bin", False), (b'SET CHARACTER SET latin1', True),
+                           (b'SET @a = 1, character_set_client = utf8mb4', True), (b'SET NAMES DEFAULT', False),
+                           (b'SET collation_connection = utf8_bin', False), (b'set names utf8; SET NAMES  "latin1"', True)]:
+            with self.subTest(init):
+                expected = [init] + [b'SET NAMES utf8'] * said
+                self.assertEqual(self.both(False, b'utf8', [init], [])[0], expected)
+
+    def test_without_a_character_set(self):
+        self.assertEqual(mysqlclient.default_charset([b'SET NAMES latin1']), b'latin1')
+        self.assertEqual(mysqlclient.default_charset([b'SET @a = 1']), b'utf8mb4')
+        self.assertEqual(pymysql.default_charset([b'SET NAMES latin1']), b'utf8mb4')
 
 
 class Address(unittest.TestCase):

@@ -12,6 +12,8 @@ from dbpool import policy as policies
 DRIVER = SimpleNamespace(PASSWORD_ENCODING='latin1', EMPTY_SQL_MODE_IS_SENT=True, OPTION_FILE='libmariadb',
                          address=lambda host, path: ('', path) if path else (host or 'localhost', ''),
                          client_flags=lambda params: (params.get('client_flag') or 0) | 1 << 30,
+                         default_charset=lambda init_command: b'utf8mb4',
+                         set_up=lambda charset, init_command, set_mode: init_command + set_mode,
                          same_in_both=lambda params: {'local_infile': bool(params.get('local_infile'))})
 
 
