@@ -90,9 +90,9 @@ static int keeper_to_connector(void *arg, const union dbp_wire_any *msg) {
     return broker->connector < 0 ? -ENOTCONN : dbp_wire_send(broker->procs[broker->connector].channel, msg, -1);
 }
 
-static int keeper_watch(void *arg, uint32_t session, int fd, uint32_t events, bool first) {
+static int keeper_watch(void *arg, uint32_t session, uint32_t incarnation, int fd, uint32_t events, bool first) {
     struct dbp_broker *broker = arg;
-    struct epoll_event event = {.events = events, .data.u64 = tag(KIND_SESSION, 0, session)};
+    struct epoll_event event = {.events = events, .data.u64 = tag(KIND_SESSION, incarnation, session)};
     int op = events == 0 ? EPOLL_CTL_DEL : first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
 
     return epoll_ctl(broker->epoll_fd, op, fd, &event) == 0 ? 0 : -errno;
@@ -447,7 +447,8 @@ static void dispatch(struct dbp_broker *broker, const struct epoll_event *event)
             proc_gone(broker, index);
         break;
     case KIND_SESSION:
-        dbp_keeper_event(broker->keeper, index, event->events);
+        if ((dbp_keeper_incarnation(broker->keeper, index) & 0xffffffu) == serial)
+            dbp_keeper_event(broker->keeper, index, event->events);
         break;
     }
 }
@@ -511,6 +512,7 @@ static void after_fork_child(void) {
     /* Before anything else: a copy of a session's fd here would keep the server from ever seeing it closed. The locks
      * are left locked; nobody in this process uses them. */
     dbp_keeper_fork_child(broker->keeper);
+    dbp_registry_fork_child(broker->registry);
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++) {
         if (broker->procs[slot].channel >= 0)
             close(broker->procs[slot].channel);
@@ -570,8 +572,11 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     int rc = broker->epoll_fd < 0 || broker->stop_fd < 0 ? -errno : 0;
     struct dbp_keeper_ops keeper_ops = {
         .log = ops->log, .to_connector = keeper_to_connector, .watch = keeper_watch, .arg = broker};
-    if (rc == 0)
-        rc = dbp_registry_new(&broker->registry);
+    if (rc == 0 && (rc = dbp_registry_new(&broker->registry)) != 0 && rc != -ENOMEM)
+        say(broker, DBP_LOG_ERROR,
+            "the kernel does not keep the passwords' memory out of core dumps (madvise, MADV_DONTDUMP: %s): the pool does "
+            "not start without that; a sandbox or emulator that lacks it cannot be used",
+            strerror(-rc));
     if (rc == 0)
         rc = dbp_keeper_new(share, broker->registry, &keeper_ops, broker->max_sessions, &broker->keeper);
     if (rc == 0)

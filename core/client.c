@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -168,9 +169,11 @@ static int ask(struct dbp_client *client, union dbp_wire_any *msg, enum dbp_wire
 
     msg->head.serial = serial;
     while ((rc = dbp_wire_send(client->channel, msg, -1)) == -EAGAIN) {
-        if (dbp_now_us() >= deadline_us)
+        struct pollfd room = {.fd = client->channel, .events = POLLOUT};
+        uint64_t now = dbp_now_us();
+        if (now >= deadline_us)
             return DBP_E_TIMEOUT;
-        sched_yield();
+        (void)poll(&room, 1, (int)((deadline_us - now + 999) / 1000 < 1000 ? (deadline_us - now + 999) / 1000 : 1000));
     }
     while (rc == 0) {
         int fd = -1;
@@ -324,7 +327,8 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     atomic_fetch_add_explicit(&p->count.waits, 1, memory_order_relaxed);
     if (dbp_idle_any(client->share.table, pool))
         dbp_handoff_match(&client->share, pool);
-    /* At the cap nobody can open one more, and every return serves the queue: the broker need not know. */
+    /* At the cap nobody can open one more, and every return serves the queue: the broker need not know. It lowers the
+     * size before it looks for waiters, and we have queued before we look at the size: one of the two sees the other. */
     dbp_place place = dbp_queue_look(&p->queue, ticket);
     if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
         atomic_load(&p->count.size) < atomic_load(&p->count.max))

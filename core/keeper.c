@@ -65,7 +65,7 @@ static void check_age(struct dbp_keeper *keeper, uint32_t session, const struct 
             sooner(nextp, early);
     }
     if (spec->recycle_s > 0)
-        sooner(&end, atomic_load(&shared(keeper, session)->opened_us) + 1000000ull * spec->recycle_s);
+        sooner(&end, kept->opened_us + 1000000ull * spec->recycle_s);
     if (end <= now)
         dbp_ending_unfit(keeper, session);
     else
@@ -212,6 +212,10 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
     return next;
 }
 
+uint32_t dbp_keeper_incarnation(const struct dbp_keeper *keeper, uint32_t session) {
+    return keeper->sessions[session].incarnation;
+}
+
 void dbp_keeper_event(struct dbp_keeper *keeper, uint32_t session, uint32_t events) {
     struct kept *kept = &keeper->sessions[session];
 
@@ -270,7 +274,13 @@ void dbp_keeper_end_all(struct dbp_keeper *keeper) {
         enum dbp_state state = dbp_word_state(word);
         if (!keeper->home[i] || keeper->sessions[i].ending || keeper->fds[i] < 0)
             continue;
-        if (dbp_session_move(keeper->table, i, word, DBP_CLOSING, state != DBP_IDLE, NULL))
+        /* A holder that is still there may return it at this moment. */
+        for (int tries = 0; tries < 8 && !dbp_session_move(keeper->table, i, word, DBP_CLOSING, state != DBP_IDLE, NULL);
+             tries++) {
+            word = word_of(keeper, i);
+            state = dbp_word_state(word);
+        }
+        if (dbp_word_state(word_of(keeper, i)) == DBP_CLOSING)
             dbp_ending_begin(keeper, i);
     }
 }

@@ -18,6 +18,8 @@ struct dbp_keeper *dbp_keeper_free(struct dbp_keeper *keeper);
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool);
 /* Time-outs, ages, retries of all pools. Returns when it wants to be called next (dbp_now_us scale). */
 uint64_t dbp_keeper_tick(struct dbp_keeper *keeper);
+/* Of the session that is in this slot now. */
+uint32_t dbp_keeper_incarnation(const struct dbp_keeper *keeper, uint32_t session);
 /* The fd of a session has events (EPOLL*). */
 void dbp_keeper_event(struct dbp_keeper *keeper, uint32_t session, uint32_t events);
 

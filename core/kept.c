@@ -23,7 +23,7 @@ void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events
 
     if (events == 0 && !kept->watched)
         return;
-    int rc = keeper->ops.watch(keeper->ops.arg, session, keeper->fds[session], events, !kept->watched);
+    int rc = keeper->ops.watch(keeper->ops.arg, session, kept->incarnation, keeper->fds[session], events, !kept->watched);
     if (rc != 0)
         dbp_kept_say(keeper, DBP_LOG_ERROR, "cannot watch session %u: %s", session, strerror(-rc));
     kept->watched = events != 0 && rc == 0;

@@ -18,8 +18,9 @@ struct dbp_keeper_ops {
     /* Gives a request to the connector: 0, or anything else when there is none or its channel is full: tried again
      * later. */
     int (*to_connector)(void *arg, const union dbp_wire_any *msg);
-    /* Watches (events != 0) or stops watching (0) the fd of a session in the broker's epoll. */
-    int (*watch)(void *arg, uint32_t session, int fd, uint32_t events, bool first);
+    /* Watches (events != 0) or stops watching (0) the fd of a session in the broker's epoll. An event that comes for
+     * another incarnation is not this session's. */
+    int (*watch)(void *arg, uint32_t session, uint32_t incarnation, int fd, uint32_t events, bool first);
     void *arg;
 };
 
@@ -36,8 +37,9 @@ struct kept {
     uint32_t waiters_before; /* tail of the queue when its login was asked for */
     uint64_t expires_us;     /* max_lifetime less its jitter; 0: never */
     uint64_t spoke_us;       /* when the server last answered the broker: opened, reset, pinged */
+    /* The broker's own; the table has copies, which any process can overwrite. */
     uint64_t opened_us;
-    uint32_t incarnation; /* of the session in this slot; the table's copy is for others */
+    uint32_t incarnation; /* of the session in this slot */
     struct dbp_endpoint endpoint;
     bool replaced; /* another one was opened for it */
     struct dbp_reset reset;

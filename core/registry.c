@@ -13,6 +13,7 @@ struct dbp_registry {
     struct dbp_pool_spec *specs;   /* DBP_POOLS_MAX, mapped on their own pages */
     uint64_t since[DBP_POOLS_MAX]; /* turn in which it became its alias's current pool; 0: a free place */
     uint64_t turn;
+    bool wiped_by_hand; /* the kernel does not do it (MADV_WIPEONFORK): dbp_registry_fork_child does */
 };
 
 #define SPECS_SIZE (DBP_POOLS_MAX * sizeof(struct dbp_pool_spec))
@@ -26,9 +27,10 @@ int dbp_registry_new(struct dbp_registry **registryp) {
         free(registry);
         return -ENOMEM;
     }
-    /* Without them the pool would work and leak: refuse instead. Linux 4.14 has both. */
-    if (madvise(registry->specs, SPECS_SIZE, MADV_DONTDUMP) != 0 ||
-        madvise(registry->specs, SPECS_SIZE, MADV_WIPEONFORK) != 0) {
+    /* Sandboxes that play the kernel refuse this one. */
+    registry->wiped_by_hand = madvise(registry->specs, SPECS_SIZE, MADV_WIPEONFORK) != 0;
+    /* Without it the pool would work and leak: refuse instead. */
+    if (madvise(registry->specs, SPECS_SIZE, MADV_DONTDUMP) != 0) {
         int rc = -errno;
         munmap(registry->specs, SPECS_SIZE);
         free(registry);
@@ -45,6 +47,11 @@ struct dbp_registry *dbp_registry_free(struct dbp_registry *registry) {
         free(registry);
     }
     return NULL;
+}
+
+void dbp_registry_fork_child(struct dbp_registry *registry) {
+    if (registry->wiped_by_hand)
+        explicit_bzero(registry->specs, SPECS_SIZE);
 }
 
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool) {

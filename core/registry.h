@@ -9,8 +9,12 @@
 
 struct dbp_registry;
 
+/* 0, -ENOMEM, or what the kernel says when it will not keep memory out of core dumps (MADV_DONTDUMP). */
 int dbp_registry_new(struct dbp_registry **registryp) DBP_MUST_USE;
 struct dbp_registry *dbp_registry_free(struct dbp_registry *registry); /* wipes; NULL */
+
+/* In a forked child: wipes the passwords where the kernel has not. */
+void dbp_registry_fork_child(struct dbp_registry *registry);
 
 /* Finds the pool of this alias and identity or adds it, and publishes it in the table; policy and password are taken
  * over (the newest settings win). It is the alias's current pool then; one of another identity that the alias had

@@ -16,7 +16,7 @@
 
 void dbp_resetting_failed(struct dbp_keeper *keeper, uint32_t session, const char *why) {
     dbp_kept_say(keeper, DBP_LOG_WARNING, "pool '%s': session %u could not be reset (%s) and is ended",
-                 alias_of(keeper, pool_of(keeper, session)), atomic_load(&shared(keeper, session)->connection_id), why);
+                 alias_of(keeper, pool_of(keeper, session)), keeper->sessions[session].facts.connection_id, why);
     if (dbp_kept_move(keeper, session, DBP_RESETTING, DBP_CLOSING, 1))
         dbp_ending_begin(keeper, session);
     dbp_kept_look_again(keeper, pool_of(keeper, session)); /* a waiter may have counted on it */
@@ -67,8 +67,9 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
         if (kept->reset.kind != DBP_RESET_PING)
             add(&keeper->table->pools[pool].count.resets);
         kept->spoke_us = dbp_now_us();
-        if (!dbp_idle_put(keeper->table, session, word_of(keeper, session)))
-            return;
+        if (!dbp_kept_move(keeper, session, DBP_RESETTING, DBP_IDLE, 0))
+            return; /* somebody wrote over the word: the next tick ends the session */
+        dbp_idle_offer(keeper->table, session);
         if (atomic_load(&shared(keeper, session)->unfit)) /* its wire is idle now: it can go politely */
             dbp_ending_unfit(keeper, session);
         else
@@ -102,7 +103,7 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
         return;
     }
     if (kind == DBP_RESET_FULL && (kept->facts.status & DBP_FACT_NO_RESET)) {
-        if (dbp_session_move(keeper->table, session, word_of(keeper, session), DBP_CLOSING, 0, NULL))
+        if (dbp_kept_move(keeper, session, DBP_RESETTING, DBP_CLOSING, 0))
             dbp_ending_begin(keeper, session);
         dbp_kept_look_again(keeper, pool_of(keeper, session));
         return;

@@ -73,7 +73,7 @@ bool dbp_table_valid(const struct dbp_table *table) {
 /* IDLE is not counted: it is what remains of the size. */
 static void count(struct dbp_pool *pool, enum dbp_state state, uint32_t owner, int64_t n) {
     if (state == DBP_EMPTY)
-        atomic_fetch_sub_explicit(&pool->count.size, n, memory_order_relaxed);
+        atomic_fetch_sub(&pool->count.size, n); /* in order with the look for waiters after it, see dbp_wait_begin */
     else if (state == DBP_LEASED)
         atomic_fetch_add_explicit(&pool->usage[owner % DBP_USAGES].leased, n, memory_order_relaxed);
     else if (state != DBP_IDLE)
@@ -88,7 +88,7 @@ bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, 
         (dbp_word)to | (dbp_word)(owner & DBP_OWNER_MASK) << 4 | (dbp_word)(dbp_word_generation(from) + 1) << 32;
 
     if (state >= DBP_STATES || !(edges[state] & EDGE(to)))
-        abort();
+        return false;
     /* Read before the move: after a move to EMPTY the slot may be another pool's. */
     uint32_t pool = atomic_load_explicit(&s->pool, memory_order_relaxed);
     if (!atomic_compare_exchange_strong(&s->word, &from, next))

@@ -88,7 +88,8 @@ static int to_connector(void *arg, const union dbp_wire_any *msg) {
     return 0;
 }
 
-static int watch(void *arg, uint32_t session, int fd, uint32_t events, bool first) {
+static int watch(void *arg, uint32_t session, uint32_t incarnation, int fd, uint32_t events, bool first) {
+    (void)incarnation;
     (void)arg;
     (void)events;
     (void)first;

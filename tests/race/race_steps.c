@@ -130,7 +130,10 @@ static int woken_and_granted(void) {
     return rc;
 }
 
-/* Our own wait must be served, by what the child returned or, if that cannot be, by what we return. */
+static const struct act *current;
+
+/* Our own wait must be served, by what the child returned or, if that cannot be, by what we return. Where the connector
+ * died with the only login, a waiter is told so, and the next one is served. */
 static bool be_served(void) {
     int rc = 0;
     void *got = NULL;
@@ -141,6 +144,8 @@ static bool be_served(void) {
         rc = got ? 0 : DBP_E_TIMEOUT;
     } else if (waiting == WAITING) {
         rc = woken_and_granted();
+        if (rc == DBP_E_FAILED && current->arrangement == CONNECT)
+            rc = dbp_acquire(arena.client, arena.pool, in_seconds(WAIT_S), NULL, NULL, &held[n_held]);
     }
     n_held += waiting != NOT_WAITING && rc == 0;
     waiting = NOT_WAITING;
@@ -178,7 +183,6 @@ static bool all_idle(void) {
 
 /* ---- around an operation ---- */
 
-static const struct act *current;
 static struct stepper stepper;
 
 static bool all_ended(void) {

@@ -76,7 +76,8 @@ static int to_connector(void *arg, const union dbp_wire_any *msg) {
     return 0;
 }
 
-static int no_watch(void *arg, uint32_t session, int fd, uint32_t events, bool first) {
+static int no_watch(void *arg, uint32_t session, uint32_t incarnation, int fd, uint32_t events, bool first) {
+    (void)incarnation;
     (void)arg, (void)session, (void)fd, (void)events, (void)first;
     return 0; /* the server's step below says which fds have events */
 }

@@ -45,7 +45,8 @@ static int to_connector(void *arg, const union dbp_wire_any *msg) {
     return 0;
 }
 
-static int watch(void *arg, uint32_t session, int fd, uint32_t events, bool first) {
+static int watch(void *arg, uint32_t session, uint32_t incarnation, int fd, uint32_t events, bool first) {
+    (void)incarnation;
     (void)arg;
     (void)session;
     (void)fd;
@@ -325,6 +326,38 @@ static void test_an_idle_session_makes_room_for_a_kill(void **state) {
     }
 }
 
+/* Any process can write over the word while the server answers: the broker's process goes on, and the session ends. */
+static void test_a_word_that_is_overwritten_during_a_reset(void **state) {
+    static const uint8_t ok[] = {7, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0};
+
+    for (uint32_t value = 0; value < 16; value++) {
+        uint32_t session, next;
+        dbp_word word;
+        lease(&session, &word);
+        assert_true(dbp_session_move(table, session, word, DBP_RESETTING, DBP_RESET_ROLLBACK, NULL));
+        dbp_keeper_attend(keeper, 0);
+        dbp_word right = atomic_load(&table->sessions[session].word);
+        atomic_store(&table->sessions[session].word, (right & ~(dbp_word)0xf) | value);
+        assert_int_equal(send(server, ok, sizeof ok, MSG_NOSIGNAL), sizeof ok);
+        dbp_keeper_event(keeper, session, EPOLLIN);
+        pass(1);
+        if (value != DBP_RESETTING) {
+            close(server);
+            server = -1;
+            dbp_keeper_event(keeper, session, EPOLLIN | EPOLLRDHUP);
+        }
+        pass(1);
+        uint32_t ticket = wait_in_line();
+        if (value == DBP_RESETTING)
+            dbp_handoff_match(&share, 0);
+        else
+            deliver();
+        assert_int_equal(claim(ticket, &next, &word), 0);
+        assert_int_equal(teardown(state), 0);
+        assert_int_equal(setup(state), 0);
+    }
+}
+
 static void test_a_ping_that_is_never_answered_costs_the_session(void **state) {
     uint32_t session, next;
     dbp_word word;
@@ -364,6 +397,7 @@ int main(void) {
         TEST(test_I3_a_session_that_its_server_does_not_know_gives_its_place_back),
         TEST(test_a_server_that_does_not_quit_is_told_by_kill),
         TEST(test_an_idle_session_makes_room_for_a_kill),
+        TEST(test_a_word_that_is_overwritten_during_a_reset),
         TEST(test_a_ping_that_is_never_answered_costs_the_session),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -97,6 +97,12 @@ static const char *const allowed[DBP_STATES] = {
 
 static void test_I1_only_the_edges_of_the_diagram_exist(void **state) {
     (void)state;
+    for (uint32_t from = DBP_STATES; from < 16; from++) { /* what no rule can have written */
+        dbp_word word = make_word((enum dbp_state)from, 3, 7);
+        atomic_store(&table->sessions[5].word, word);
+        for (uint32_t to = 0; to < DBP_STATES; to++)
+            assert_false(dbp_session_move(table, 5, word, (enum dbp_state)to, 9, NULL));
+    }
     for (uint32_t from = 0; from < DBP_STATES; from++)
         for (uint32_t to = 0; to < DBP_STATES; to++) {
             dbp_word word = make_word((enum dbp_state)from, 3, 7), next = 0;
@@ -109,15 +115,7 @@ static void test_I1_only_the_edges_of_the_diagram_exist(void **state) {
                 assert_int_equal(dbp_word_generation(next), 8);
                 continue;
             }
-            pid_t pid = fork_child();
-            if (pid == 0) {
-                struct rlimit none = {0, 0};
-                setrlimit(RLIMIT_CORE, &none);
-                signal(SIGABRT, SIG_DFL);
-                bool moved = dbp_session_move(table, 5, word, (enum dbp_state)to, 9, NULL);
-                _exit(moved ? 1 : 2);
-            }
-            assert_int_equal(wait_child(pid), -SIGABRT);
+            assert_false(dbp_session_move(table, 5, word, (enum dbp_state)to, 9, NULL));
             assert_true(word_of(5) == word);
         }
 }
