@@ -23,6 +23,7 @@ CORE = [
     'keeper',
     'kept',
     'kills',
+    'logger',
     'login',
     'opening',
     'queue',
@@ -41,7 +42,7 @@ CORE = [
     'wire',
 ]
 
-GCC_LIST = ['core/' + name for name in CORE] + ['plugin/connector_process', 'plugin/dbpool_plugin']
+GCC_LIST = ['core/' + name for name in CORE] + ['plugin/connector_process', 'plugin/dbpool_plugin', 'plugin/log']
 
 
 def client_library(flag):

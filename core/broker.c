@@ -5,6 +5,7 @@
 
 #include "ending.h"
 #include "keeper.h"
+#include "logger.h"
 #include "opening.h"
 #include "thread.h"
 
@@ -23,6 +24,7 @@
 #define EVENTS_MAX 64
 #define NO_ROOM "the master has as many files open as it may (RLIMIT_NOFILE)"
 #define STOP_MOST_US 2000000u /* for the KILLs that are left when the host stops */
+#define LOG_MOST_US 1000000u  /* for the last lines */
 #define STOP_LOOK_US 10000u   /* between two looks then */
 #define MESSAGES_MAX 16       /* per channel and turn, so that one that floods does not starve the rest */
 
@@ -43,6 +45,7 @@ _Static_assert(DBP_POOLS_MAX <= 32, "proc.pools has a bit for each");
 struct dbp_broker {
     struct dbp_share share;
     struct dbp_broker_ops ops;
+    struct dbp_logger *logger;
     struct dbp_registry *registry;
     struct dbp_keeper *keeper;
     int control_fd, epoll_fd, stop_fd;
@@ -73,7 +76,7 @@ static void say(const struct dbp_broker *broker, enum dbp_log_level level, const
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    broker->ops.log(level, text);
+    dbp_logger_say(broker->logger, level, text);
 }
 
 static int epoll_add(const struct dbp_broker *broker, int fd, uint32_t events, uint64_t data) {
@@ -83,6 +86,10 @@ static int epoll_add(const struct dbp_broker *broker, int fd, uint32_t events, u
 }
 
 /* ---- what the keeper needs ---- */
+
+static void keeper_log(void *arg, enum dbp_log_level level, const char *text) {
+    dbp_logger_say(((struct dbp_broker *)arg)->logger, level, text);
+}
 
 static int keeper_to_connector(void *arg, const union dbp_wire_any *msg) {
     struct dbp_broker *broker = arg;
@@ -544,6 +551,7 @@ static struct dbp_broker *broker_free(struct dbp_broker *broker) {
     if (broker->stop_fd >= 0)
         close(broker->stop_fd);
     close(broker->control_fd);
+    broker->logger = dbp_logger_free(broker->logger, LOG_MOST_US);
     pthread_mutex_destroy(&broker->lock);
     free(broker);
     return NULL;
@@ -570,11 +578,14 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     broker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     broker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int rc = broker->epoll_fd < 0 || broker->stop_fd < 0 ? -errno : 0;
+    if (rc == 0)
+        rc = dbp_logger_new(ops->log, &broker->logger);
     struct dbp_keeper_ops keeper_ops = {
-        .log = ops->log, .to_connector = keeper_to_connector, .watch = keeper_watch, .arg = broker};
+        .log = keeper_log, .to_connector = keeper_to_connector, .watch = keeper_watch, .arg = broker};
     if (rc == 0 && (rc = dbp_registry_new(&broker->registry)) != 0 && rc != -ENOMEM)
         say(broker, DBP_LOG_ERROR,
-            "the kernel does not keep the passwords' memory out of core dumps (madvise, MADV_DONTDUMP: %s): the pool does "
+            "the kernel does not keep the passwords' memory out of core dumps (madvise, MADV_DONTDUMP: %s): the pool "
+            "does "
             "not start without that; a sandbox or emulator that lacks it cannot be used",
             strerror(-rc));
     if (rc == 0)

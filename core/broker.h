@@ -9,10 +9,13 @@
 
 struct dbp_broker;
 
-/* Called on the broker's thread. */
 struct dbp_broker_ops {
+    /* Called on a thread of its own (logger.h): it may block, but a fork may come at any moment of it, so it must hold
+     * no lock that a forked child needs. */
     dbp_log_fn log;
-    /* Whether the process that asks to be the connector is the one that the host started; it gets the passwords. */
+    /* These are called on the broker's thread with its lock held, for which a fork of the host waits: they must not
+     * block. Whether the process that asks to be the connector is the one that the host started; it gets the passwords.
+     */
     bool (*connector_is)(void *arg, int32_t pid);
     /* A pool is its alias's current one from now on, and is in the table; before the process that registered it hears
      * so. May be NULL. Also called within dbp_broker_register. */

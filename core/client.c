@@ -328,7 +328,8 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     if (dbp_idle_any(client->share.table, pool))
         dbp_handoff_match(&client->share, pool);
     /* At the cap nobody can open one more, and every return serves the queue: the broker need not know. It lowers the
-     * size before it looks for waiters, and we have queued before we look at the size: one of the two sees the other. */
+     * size before it looks for waiters, and we have queued before we look at the size: one of the two sees the other.
+     */
     dbp_place place = dbp_queue_look(&p->queue, ticket);
     if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
         atomic_load(&p->count.size) < atomic_load(&p->count.max))

@@ -275,8 +275,8 @@ void dbp_keeper_end_all(struct dbp_keeper *keeper) {
         if (!keeper->home[i] || keeper->sessions[i].ending || keeper->fds[i] < 0)
             continue;
         /* A holder that is still there may return it at this moment. */
-        for (int tries = 0; tries < 8 && !dbp_session_move(keeper->table, i, word, DBP_CLOSING, state != DBP_IDLE, NULL);
-             tries++) {
+        for (int tries = 0;
+             tries < 8 && !dbp_session_move(keeper->table, i, word, DBP_CLOSING, state != DBP_IDLE, NULL); tries++) {
             word = word_of(keeper, i);
             state = dbp_word_state(word);
         }

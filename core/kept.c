@@ -15,7 +15,7 @@ void dbp_kept_say(const struct dbp_keeper *keeper, enum dbp_log_level level, con
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    keeper->ops.log(level, text);
+    keeper->ops.log(keeper->ops.arg, level, text);
 }
 
 void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events) {
@@ -23,7 +23,8 @@ void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events
 
     if (events == 0 && !kept->watched)
         return;
-    int rc = keeper->ops.watch(keeper->ops.arg, session, kept->incarnation, keeper->fds[session], events, !kept->watched);
+    int rc =
+        keeper->ops.watch(keeper->ops.arg, session, kept->incarnation, keeper->fds[session], events, !kept->watched);
     if (rc != 0)
         dbp_kept_say(keeper, DBP_LOG_ERROR, "cannot watch session %u: %s", session, strerror(-rc));
     kept->watched = events != 0 && rc == 0;

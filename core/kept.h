@@ -14,7 +14,7 @@
 
 /* How the keeper reaches the outside. All are called on the broker's thread. */
 struct dbp_keeper_ops {
-    dbp_log_fn log;
+    void (*log)(void *arg, enum dbp_log_level level, const char *text); /* never blocks */
     /* Gives a request to the connector: 0, or anything else when there is none or its channel is full: tried again
      * later. */
     int (*to_connector)(void *arg, const union dbp_wire_any *msg);

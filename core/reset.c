@@ -193,7 +193,7 @@ static void go_on(struct dbp_reset *reset, const struct dbp_pool_spec *spec) {
         if (answered == INIT)
             reset->init_at += (uint32_t)strlen(init_statement(reset, spec)) + 1;
         else
-            reset->stage = answered != END_TRANSACTION      ? (uint8_t)(answered + 1)
+            reset->stage = answered != END_TRANSACTION     ? (uint8_t)(answered + 1)
                            : reset->kind == DBP_RESET_FULL ? EMPTY
                                                            : AUTOCOMMIT;
         while (reset->stage != DONE && !applies(reset, spec))

@@ -35,24 +35,24 @@ struct dbp_reset {
     bool autocommit; /* the baseline */
     uint8_t stage;
     uint8_t kind;
-    uint8_t await;    /* which part of an answer comes next */
-    uint8_t sequence; /* of its next packet */
-    uint16_t status;  /* from the last OK or EOF */
-    uint16_t error;   /* FAILED: the server's error number when it was that; else 0 */
-    uint32_t facts;   /* DBP_FACT_* of the session */
+    uint8_t await;         /* which part of an answer comes next */
+    uint8_t sequence;      /* of its next packet */
+    uint16_t status;       /* from the last OK or EOF */
+    uint16_t error;        /* FAILED: the server's error number when it was that; else 0 */
+    uint32_t facts;        /* DBP_FACT_* of the session */
     const char *collation; /* of its login (DBP_FACT_NAMES); borrowed */
-    uint32_t init_at; /* the next statement of init_sql */
-    uint32_t n;       /* bytes of the packet that is being read, its head included */
+    uint32_t init_at;      /* the next statement of init_sql */
+    uint32_t n;            /* bytes of the packet that is being read, its head included */
     uint8_t in[4 + DBP_RESET_SEEN];
 };
 
-/* Starts. status: the status word as its last holder left it; facts, collation: those of the session, dbp_session_facts.status and
- * .collation (FULL only); collation is borrowed until the reset is over.
- * ROLLBACK: always said (SET autocommit=1 would commit what is open; NO CHAIN, whatever the session's completion_type
- * says), then SET autocommit if it is off the baseline.
- * FULL: where status says that there is a transaction, ROLLBACK first. It fails in an XA transaction (1399), and nothing
- * else would tell: MariaDB answers OK to COM_RESET_CONNECTION, but a prepared one stays attached to the session, and every
- * later statement on a table fails. The session ends then, which leaves the prepared transaction as it is. */
+/* Starts. status: the status word as its last holder left it; facts, collation: those of the session,
+ * dbp_session_facts.status and .collation (FULL only); collation is borrowed until the reset is over. ROLLBACK: always
+ * said (SET autocommit=1 would commit what is open; NO CHAIN, whatever the session's completion_type says), then SET
+ * autocommit if it is off the baseline. FULL: where status says that there is a transaction, ROLLBACK first. It fails
+ * in an XA transaction (1399), and nothing else would tell: MariaDB answers OK to COM_RESET_CONNECTION, but a prepared
+ * one stays attached to the session, and every later statement on a table fails. The session ends then, which leaves
+ * the prepared transaction as it is. */
 void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool autocommit, uint16_t status, uint32_t facts,
                     const char *collation);
 /* What to do now. */

@@ -11,7 +11,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-#define ER_XAER_RMFAIL 1399u   /* a statement that may not come in this state of an XA transaction */
+#define ER_XAER_RMFAIL 1399u    /* a statement that may not come in this state of an XA transaction */
 #define RESET_MOST_US 30000000u /* a rollback of much work takes long; after this the session is killed instead */
 
 void dbp_resetting_failed(struct dbp_keeper *keeper, uint32_t session, const char *why) {
@@ -110,8 +110,8 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
     }
     kept->resetting = true;
     kept->deadline_us = dbp_now_us() + RESET_MOST_US;
-    dbp_reset_init(&kept->reset, kind, spec && spec->autocommit, (uint16_t)atomic_load(&shared(keeper, session)->status),
-                   kept->facts.status, kept->facts.collation);
+    dbp_reset_init(&kept->reset, kind, spec && spec->autocommit,
+                   (uint16_t)atomic_load(&shared(keeper, session)->status), kept->facts.status, kept->facts.collation);
     dbp_kept_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
     go_on_resetting(keeper, session);
 }

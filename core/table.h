@@ -139,9 +139,9 @@ struct dbp_table *dbp_table_free(struct dbp_table *table); /* NULL */
 bool dbp_table_valid(const struct dbp_table *table);
 
 /* The one function that changes a session's state. from must be the word as read; fails (false) when it is not that any
- * more, and on an edge that dbp_state does not name: from may be what some process wrote where it may not, and a library
- * must not end its host for that.
- * On success *wordp (may be NULL) gets the new word. Keeps the pool's counters. Any process. */
+ * more, and on an edge that dbp_state does not name: from may be what some process wrote where it may not, and a
+ * library must not end its host for that. On success *wordp (may be NULL) gets the new word. Keeps the pool's counters.
+ * Any process. */
 bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, enum dbp_state to, uint32_t owner,
                       dbp_word *wordp) DBP_MUST_USE;
 

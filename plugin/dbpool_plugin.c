@@ -21,6 +21,7 @@
 #include "../core/broker.h"
 #include "../core/share.h"
 #include "connector_process.h"
+#include "log.h"
 
 extern struct uwsgi_server uwsgi;
 extern pid_t masterpid;
@@ -51,13 +52,6 @@ static struct {
     struct dbp_client *client;
     pid_t pid; /* whose client it is */
 } own = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-static void dbpool_log(enum dbp_log_level level, const char *text) {
-    static const char *const names[] = {
-        [DBP_LOG_INFO] = "", [DBP_LOG_WARNING] = "warning: ", [DBP_LOG_ERROR] = "error: "};
-
-    uwsgi_log_verbose("[dbpool] %s%s\n", names[level], text);
-}
 
 /* ---- loading: only into the uWSGI that it was built for (uWSGI itself checks nothing) ---- */
 
@@ -141,6 +135,7 @@ static void dbpool_post_init(void) {
     }
     host.made = true;
     host.master = getpid();
+    plugin_log_init();
     rlock = uwsgi.lock_ops.rlock;
     uwsgi.lock_ops.rlock = rlock_after_summing_up;
 }
@@ -261,7 +256,7 @@ static void register_announced(void) {
 }
 
 static int start_broker(void) {
-    const struct dbp_broker_ops ops = {.log = dbpool_log,
+    const struct dbp_broker_ops ops = {.log = plugin_log,
                                        .connector_is = connector_is,
                                        .pool_current = show_metrics,
                                        .max_sessions = host.max_sessions};
@@ -276,7 +271,7 @@ static int start_broker(void) {
         return 1;
     }
     register_announced();
-    connector_process_keep(&host.share, dbpool_log);
+    connector_process_keep(&host.share, plugin_log);
     return 0;
 }
 
@@ -284,7 +279,7 @@ static int start_broker(void) {
  * workers. */
 static void dbpool_master_cycle(void) {
     if (host.broker && getpid() == host.master)
-        connector_process_keep(&host.share, dbpool_log);
+        connector_process_keep(&host.share, plugin_log);
 }
 
 /* In a child that was forked before the broker had the socket. Any other finds -1: the number is nobody's there, or the

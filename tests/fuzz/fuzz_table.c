@@ -67,7 +67,8 @@ uint64_t dbp_now_us(void) {
     return now++;
 }
 
-static void no_log(enum dbp_log_level level, const char *text) {
+static void no_log(void *arg, enum dbp_log_level level, const char *text) {
+    (void)arg;
     (void)level;
     FUZZ_CHECK(!strstr(text, "sEcReT"));
 }

@@ -306,3 +306,8 @@ void test_log(enum dbp_log_level level, const char *text) {
     if (getenv("DBPOOL_TEST_VERBOSE"))
         fprintf(stderr, "log: %s\n", text);
 }
+
+void test_keeper_log(void *arg, enum dbp_log_level level, const char *text) {
+    (void)arg;
+    test_log(level, text);
+}

@@ -57,5 +57,7 @@ int session_send(int fd, const char *sql);
 /* Log callback: keeps the last text, counts. */
 extern _Atomic uint32_t log_lines, log_warnings;
 void test_log(enum dbp_log_level level, const char *text);
+/* The same for the keeper. */
+void test_keeper_log(void *arg, enum dbp_log_level level, const char *text);
 
 #endif

@@ -286,7 +286,7 @@ static void broker_turn(void) {
 /* ---- the day ---- */
 
 static int setup(void **state) {
-    struct dbp_keeper_ops ops = {.log = test_log, .to_connector = to_connector, .watch = no_watch};
+    struct dbp_keeper_ops ops = {.log = test_keeper_log, .to_connector = to_connector, .watch = no_watch};
     char text[DBP_TEXT_MAX];
     bool added;
 

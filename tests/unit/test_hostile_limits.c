@@ -321,7 +321,7 @@ static void test_memory_that_the_kernel_refuses(void **state) {
     pid_t pid = fork_child();
     if (pid == 0) {
         struct rlimit limit = {.rlim_cur = 1, .rlim_max = RLIM_INFINITY};
-        struct dbp_keeper_ops keeper_ops = {.log = test_log};
+        struct dbp_keeper_ops keeper_ops = {.log = test_keeper_log};
         struct dbp_registry *registry = NULL;
         struct dbp_keeper *keeper = NULL;
         struct dbp_share s;

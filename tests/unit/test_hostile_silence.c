@@ -56,7 +56,7 @@ static int watch(void *arg, uint32_t session, uint32_t incarnation, int fd, uint
 }
 
 static int setup(void **state) {
-    struct dbp_keeper_ops ops = {.log = test_log, .to_connector = to_connector, .watch = watch};
+    struct dbp_keeper_ops ops = {.log = test_keeper_log, .to_connector = to_connector, .watch = watch};
     struct dbp_pool_spec spec = test_spec("silent", 1, 0);
     char text[DBP_TEXT_MAX];
     uint32_t pool;
