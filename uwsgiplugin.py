@@ -42,7 +42,7 @@ CORE = [
     'wire',
 ]
 
-GCC_LIST = ['core/' + name for name in CORE] + ['plugin/connector_process', 'plugin/dbpool_plugin', 'plugin/log']
+GCC_LIST = ['core/' + name for name in CORE] + ['plugin/connector_process', 'plugin/dbpool_plugin', 'plugin/log', 'plugin/metrics']
 
 
 def client_library(flag):

@@ -7,7 +7,7 @@
  *   post_init       master-to-be   makes what all processes inherit
  *   "dbpool:start"  master         starts the broker (after daemonizing and after the first workers were forked), with
  *                                  the pools that were announced, and the connector
- *   master_cycle    master         starts the connector again should it have ended
+ *   master_cycle    master         starts the connector again should it have ended; shows the metrics of new pools
  *   master_cleanup  master         stops the broker, which ends the connector
  *   post_fork, ...  children       let go of what is the broker's
  */
@@ -22,13 +22,10 @@
 #include "../core/share.h"
 #include "connector_process.h"
 #include "log.h"
+#include "metrics.h"
 
 extern struct uwsgi_server uwsgi;
 extern pid_t masterpid;
-
-/* Exported by uWSGI, but not in its header (core/metrics.c). */
-struct uwsgi_metric *uwsgi_register_metric_do(char *, char *, uint8_t, char *, void *, uint32_t, void *, int);
-void uwsgi_metric_append(struct uwsgi_metric *);
 
 #define SPARE_PROCS                                                                                 \
     32u /* slots beyond workers, mules and spoolers: the connector, forked children of workers, and \
@@ -98,19 +95,6 @@ static void read_options(void) {
     host.max_sessions = (uint32_t)n;
 }
 
-static void (*rlock)(struct uwsgi_lock_item *);
-
-/* What the processes count for themselves has to be summed up before it is read. uWSGI has no hook for that, but it
- * takes this lock before it reads metrics (uwsgi_master_generate_stats), by a table of functions, and we stand in it.
- * Where it did not, the figures would be as the broker sums them up, once a second. */
-static void rlock_after_summing_up(struct uwsgi_lock_item *lock) {
-    if (lock == uwsgi.metrics_lock && host.broker)
-        for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
-            if (atomic_load(&host.share.table->pools[i].live))
-                dbp_pool_sum_up(host.share.table, i);
-    rlock(lock);
-}
-
 static void dbpool_post_init(void) {
     uint32_t n_procs = SPARE_PROCS + (uint32_t)uwsgi.numproc + (uint32_t)uwsgi.mules_cnt;
 
@@ -127,7 +111,6 @@ static void dbpool_post_init(void) {
                   DBP_PROCS_MAX - SPARE_PROCS);
         exit(1);
     }
-    uwsgi.has_metrics = 1; /* --stats alone does not ask for them */
     int rc = dbp_share_new(n_procs, &host.share, &host.broker_control);
     if (rc != 0) {
         uwsgi_log("[dbpool] error: cannot make the shared table: %s\n", strerror(-rc));
@@ -136,91 +119,12 @@ static void dbpool_post_init(void) {
     host.made = true;
     host.master = getpid();
     plugin_log_init();
-    rlock = uwsgi.lock_ops.rlock;
-    uwsgi.lock_ops.rlock = rlock_after_summing_up;
+    metrics_init(host.share.table);
 }
 
 static bool connector_is(void *arg, int32_t pid) {
     (void)arg;
     return connector_process_is(pid);
-}
-
-/* ---- metrics: each points at its counter in the table, so that stats show the present ---- */
-
-static const struct {
-    const char *name;
-    uint8_t type;
-    size_t offset;
-} metrics[] = {
-#define STATE(name, which) \
-    { name, UWSGI_METRIC_GAUGE, offsetof(struct dbp_pool_counters, state[which]) }
-#define GAUGE(field) \
-    { #field, UWSGI_METRIC_GAUGE, offsetof(struct dbp_pool_counters, field) }
-#define COUNTER(field) \
-    { #field, UWSGI_METRIC_COUNTER, offsetof(struct dbp_pool_counters, field) }
-    GAUGE(size),
-    GAUGE(max),
-    GAUGE(waiting),
-    STATE("idle", DBP_IDLE),
-    STATE("leased", DBP_LEASED),
-    STATE("opening", DBP_OPENING),
-    STATE("resetting", DBP_RESETTING),
-    STATE("closing", DBP_CLOSING),
-    COUNTER(opened),
-    COUNTER(closed),
-    COUNTER(acquires),
-    COUNTER(waits),
-    COUNTER(timeouts),
-    COUNTER(wait_us),
-    COUNTER(failures),
-    COUNTER(resets),
-    COUNTER(kills),
-#undef STATE
-#undef GAUGE
-#undef COUNTER
-};
-
-static bool points_into_the_table(const struct uwsgi_metric *metric) {
-    uintptr_t value = (uintptr_t)metric->value, table = (uintptr_t)host.share.table;
-
-    return value >= table && value < table + sizeof(struct dbp_table);
-}
-
-/* On the broker's thread, or before it runs. uWSGI's own threads only follow the list, which grows at its end under its
- * lock. An alias that has a new pool shows that one's figures from now on. */
-static void show_metrics(void *arg, uint32_t index) {
-    struct dbp_pool *pool = &host.share.table->pools[index];
-    char alias[DBP_ALIAS_MAX], name[DBP_ALIAS_MAX + 32];
-
-    (void)arg;
-    if (!uwsgi.has_metrics)
-        return;
-    /* uWSGI takes [0-9A-Za-z._-] and exits on anything else. */
-    for (size_t i = 0; i < sizeof alias; i++)
-        alias[i] =
-            (char)(pool->alias[i] == '\0' || isalnum((unsigned char)pool->alias[i]) || strchr("_-", pool->alias[i])
-                       ? pool->alias[i]
-                       : '_');
-    for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++) {
-        snprintf(name, sizeof name, "dbpool.%s.%s", alias, metrics[i].name);
-        int64_t *value = (int64_t *)(void *)((char *)&pool->count + metrics[i].offset);
-        struct uwsgi_metric *metric = uwsgi_metric_find_by_name(name);
-        if (metric && points_into_the_table(metric)) {
-            metric->value = value;
-            continue;
-        }
-        if (metric) {
-            uwsgi_log_verbose("[dbpool] warning: pool '%s' has no metrics of its own: %s is taken\n", pool->alias,
-                              name);
-            return;
-        }
-        /* Not pushed before it has a value: the metrics thread reads the list while we write it. */
-        metric = uwsgi_register_metric_do(name, NULL, metrics[i].type, NULL, NULL, 0, NULL, 1);
-        metric->value = value;
-        uwsgi_wlock(uwsgi.metrics_lock);
-        uwsgi_metric_append(metric);
-        uwsgi_rwunlock(uwsgi.metrics_lock);
-    }
 }
 
 /* ---- starting and stopping ---- */
@@ -258,7 +162,7 @@ static void register_announced(void) {
 static int start_broker(void) {
     const struct dbp_broker_ops ops = {.log = plugin_log,
                                        .connector_is = connector_is,
-                                       .pool_current = show_metrics,
+                                       .pool_current = metrics_pool_current,
                                        .max_sessions = host.max_sessions};
 
     if (!host.made || host.broker)
@@ -272,14 +176,17 @@ static int start_broker(void) {
     }
     register_announced();
     connector_process_keep(&host.share, plugin_log);
+    metrics_show();
     return 0;
 }
 
 /* On the master's main thread, after each event and at least once a second, also while a reload or a stop waits for the
  * workers. */
 static void dbpool_master_cycle(void) {
-    if (host.broker && getpid() == host.master)
-        connector_process_keep(&host.share, plugin_log);
+    if (!host.broker || getpid() != host.master)
+        return;
+    connector_process_keep(&host.share, plugin_log);
+    metrics_show();
 }
 
 /* In a child that was forked before the broker had the socket. Any other finds -1: the number is nobody's there, or the

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """uWSGI's own stats show the pool, at once and without --enable-metrics."""
 
+import os
+import shutil
+import tempfile
 import unittest
 
-from tests.e2e.base import WithServer, WithUwsgi
+from tests.e2e.base import STOCK, WithServer, WithUwsgi
 from tests.support import in_background, wait_until
 
 NAMES = {'size', 'max', 'idle', 'leased', 'waiting', 'opened', 'closed', 'acquires', 'timeouts', 'wait_us'}
@@ -59,6 +62,39 @@ class Stats(WithUwsgi, unittest.TestCase):
             self.go(name)
             page.result()
         wait_until(lambda: len(self.sessions()) == 2, 30, 'the overflow session is ended')
+
+
+class Apart(WithServer, unittest.TestCase):
+    def test_aliases_that_become_the_same_name(self):
+        """uWSGI's names have no dots and spaces of the alias: two aliases must not take each other's figures."""
+        databases = {'default': self.database(engine=STOCK)}
+        sizes = {'a_b': 1, 'a.b': 2, 'a b': 3}
+        for alias, size in sizes.items():
+            databases[alias] = self.database({'pool_size': size, 'max_overflow': 0})
+        with self.make_uwsgi('pymysql', 'prefork', databases, 1) as uwsgi:
+            for n, alias in enumerate(sizes):
+                for _ in range(n + 1):
+                    self.run_sql(uwsgi, 'SELECT 1', alias=alias)
+            metrics = {name: entry['value'] for name, entry in uwsgi.stats()['metrics'].items()}
+            shown = {name[:-len('.max')]: value for name, value in metrics.items() if name.startswith('dbpool.')
+                     and name.endswith('.max')}
+            self.assertEqual(sorted(shown.values()), [1, 2, 3])
+            for name, size in shown.items():
+                self.assertEqual(metrics[name + '.acquires'], size, name)
+            for name in set(shown) - {'dbpool.a_b'}:
+                self.assertIn('are %s.*' % name, uwsgi.log())
+
+    def test_a_directory_for_metrics_that_takes_no_files(self):
+        """A full disk, or one that somebody tidied up: a pool that is registered later must not end the instance."""
+        directory = tempfile.mkdtemp(dir=self.meet)
+        with self.make_uwsgi('pymysql', 'prefork', options={'metrics-dir': directory, 'lazy-apps': True}) as uwsgi:
+            shutil.rmtree(directory)
+            master = uwsgi.pid
+            for _ in range(3):
+                self.run_sql(uwsgi, 'SELECT 1')
+            self.assertGreaterEqual(uwsgi.metric('dbpool.default.acquires'), 3)
+            os.kill(master, 0)
+            self.assertEqual(self.run_sql(uwsgi, 'SELECT 1')['results'], [[[1]]])
 
 
 class NotUsed(WithServer, unittest.TestCase):
