@@ -263,6 +263,19 @@ def hold(request):
     return JsonResponse(_who(id=found))
 
 
+def late(request):
+    """?meet=: asks the database only when the test says go."""
+    _meet(request.GET['meet'])
+    return JsonResponse(_who(id=_connection_id()))
+
+
+def strangers(request):
+    """Of the files that files.py has opened. Needs uWSGI's option import = files."""
+    import files
+
+    return JsonResponse(_who(opened=len(files.OPENED), strangers=files.strangers()))
+
+
 def die(request):
     """?how=kill|segv|exit&only=&meet=: leases, waits, and takes the whole process along if it is worker `only`."""
     if uwsgi.worker_id() != int(request.GET['only']):
