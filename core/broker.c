@@ -21,6 +21,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#ifndef SYS_pidfd_open /* headers before Linux 5.3; the number is the same on all machines */
+#define SYS_pidfd_open 434
+#endif
 #define EVENTS_MAX 64
 #define NO_ROOM "the master has as many files open as it may (RLIMIT_NOFILE)"
 #define STOP_MOST_US 2000000u /* for the KILLs that are left when the host stops */
@@ -277,7 +280,8 @@ static void on_fetch(struct dbp_broker *broker, uint32_t slot, const union dbp_w
     (void)fd;
     memset(&reply.session, 0, sizeof reply.session);
     dbp_wire_head_init(&reply.head, DBP_WIRE_SESSION, msg->head.serial);
-    int rc = dbp_keeper_lookup(broker->keeper, slot, msg->fetch.session, msg->fetch.generation, &session_fd, &facts);
+    int rc = dbp_keeper_lookup(broker->keeper, slot, broker->procs[slot].pools, msg->fetch.session,
+                               msg->fetch.generation, &session_fd, &facts);
     reply.head.result = (uint32_t)rc;
     if (rc == 0)
         reply.session.facts = *facts;

@@ -72,7 +72,7 @@ int dbp_fence_fd(int fd) {
     int pair[2], rc = 0;
 
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0)
-        close(pair[1]); /* reads see the end of the stream, writes EPIPE */
+        close(pair[1]);                                             /* reads see the end of the stream, writes EPIPE */
     else if ((pair[0] = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) /* needs one free number, not two */
         return -errno;
     if (dup3(pair[0], fd, O_CLOEXEC) < 0)

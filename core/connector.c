@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 /* Logins of a lane at a time: as many as the broker asks for, and one where the last one failed. */
@@ -492,11 +493,17 @@ static void forget_everything(struct connector *c) {
     }
 }
 
+/* This process's memory has passwords: no core dump of it, and no debugger of the same user. */
+static void keep_memory_private(void) {
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
 int dbp_connector_run(int channel, dbp_log_fn log) {
     struct connector c = {.channel = channel, .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .log = log};
 
     if (c.stop_fd < 0)
         return -errno;
+    keep_memory_private();
     if (mysql_library_init(0, NULL, NULL) != 0) {
         close(c.stop_fd);
         return -ENOMEM;

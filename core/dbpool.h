@@ -56,9 +56,9 @@ struct dbp_pool_spec {
     /* identity */
     char host[256];        /* TCP when set and unix_socket is empty; "" means 127.0.0.1 */
     char unix_socket[108]; /* path; wins over host */
-    char user[128];
-    char password[512];
-    char database[128];
+    char user[132];        /* MySQL: 32 characters of up to 4 bytes; MariaDB: 128 bytes */
+    char password[4100];   /* clouds take tokens of some kilobytes */
+    char database[260];    /* 64 characters of up to 4 bytes */
     char charset[64];      /* as for MYSQL_SET_CHARSET_NAME, e.g. utf8mb4 */
     char init_sql[2048];   /* statements, each NUL-terminated, run in order on a new session and after a full reset */
     char facts_sql[512];   /* one query run once per new session; its first row comes with dbp_session_facts.row */

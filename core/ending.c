@@ -78,7 +78,9 @@ void dbp_ending_ask_kill(struct dbp_keeper *keeper, uint32_t session) {
     msg.kill.spec = *spec;
     kept->kill_sent = keeper->ops.to_connector(keeper->ops.arg, &msg) == 0;
     explicit_bzero(&msg, sizeof msg);
-    if (kept->kill_sent)
+    if (!kept->kill_sent) /* its channel is full: look again soon */
+        kept->kill_again_us = dbp_now_us() + DBP_RESEND_US;
+    else
         add(&keeper->table->pools[pool_of(keeper, session)].count.kills);
 }
 

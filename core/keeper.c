@@ -325,13 +325,13 @@ void dbp_keeper_left(struct dbp_keeper *keeper, uint32_t pool) {
     dbp_kept_look_again(keeper, pool);
 }
 
-int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t session, uint32_t generation, int *fdp,
-                      const struct dbp_session_facts **factsp) {
+int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t pools, uint32_t session,
+                      uint32_t generation, int *fdp, const struct dbp_session_facts **factsp) {
     if (session >= DBP_SESSIONS_MAX)
         return DBP_E_STALE;
     dbp_word word = word_of(keeper, session);
     if (dbp_word_state(word) != DBP_LEASED || dbp_word_owner(word) != slot || dbp_word_generation(word) != generation ||
-        keeper->fds[session] < 0)
+        keeper->fds[session] < 0 || !(pools & 1u << pool_of(keeper, session)))
         return DBP_E_STALE;
     *fdp = keeper->fds[session];
     *factsp = &keeper->sessions[session].facts;

@@ -38,9 +38,10 @@ void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);
 void dbp_keeper_joined(struct dbp_keeper *keeper, uint32_t pool);
 void dbp_keeper_left(struct dbp_keeper *keeper, uint32_t pool);
 
-/* The fd (borrowed) and facts of a session that slot holds in this generation. 0 or DBP_E_STALE. */
-int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t session, uint32_t generation, int *fdp,
-                      const struct dbp_session_facts **factsp) DBP_MUST_USE;
+/* The fd (borrowed) and facts of a session that slot holds in this generation, of one of pools (bits): those that its
+ * process has registered itself, by settings that it knows. 0 or DBP_E_STALE. */
+int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t pools, uint32_t session,
+                      uint32_t generation, int *fdp, const struct dbp_session_facts **factsp) DBP_MUST_USE;
 
 /* In a forked child of the process that runs the broker: closes all session fds (I11). */
 void dbp_keeper_fork_child(struct dbp_keeper *keeper);

@@ -12,6 +12,8 @@
 
 #define DBP_END_MOST_US 10000000u /* a server that does not hang up for so long is asked by KILL, or logged */
 
+#define DBP_RESEND_US 20000u /* the connector's channel was full: look again after this */
+
 /* How the keeper reaches the outside. All are called on the broker's thread. */
 struct dbp_keeper_ops {
     void (*log)(void *arg, enum dbp_log_level level, const char *text); /* never blocks */

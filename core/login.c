@@ -37,6 +37,16 @@ static bool take_error(MYSQL *mysql, struct dbp_error *errorp) {
     return false;
 }
 
+/* The library's own text quotes what lies in a buffer by then. */
+static bool login_refused(MYSQL *mysql, struct dbp_error *errorp) {
+    if (mysql_errno(mysql) != CR_PLUGIN_NOT_ALLOWED)
+        return take_error(mysql, errorp);
+    dbp_login_error(errorp, CR_AUTH_PLUGIN_CANNOT_LOAD, "HY000",
+                    "dbpool: the server asks for the password in clear text (mysql_clear_password, dialog), or by a "
+                    "method that is not known: this needs a unix socket");
+    return false;
+}
+
 /* A server may ask any client that has LOCAL_FILES for any file: sessions may have it, this process never answers. */
 static int refuse_file_init(void **data, const char *name, void *arg) {
     (void)name;
@@ -62,6 +72,14 @@ static int refuse_file_error(void *data, char *text, unsigned int n) {
     return CR_UNKNOWN_ERROR;
 }
 
+/* A server may ask for the password as it is (mysql_clear_password, and dialog for PAM): not where anybody may listen.
+ * All others prove it, or encrypt it with the server's key. */
+static bool keep_the_password(MYSQL *mysql) {
+    return mysql_options(mysql, MARIADB_OPT_RESTRICTED_AUTH,
+                         "mysql_native_password,caching_sha2_password,sha256_password,client_ed25519,parsec,"
+                         "auth_gssapi_client") == 0;
+}
+
 static bool set_options(MYSQL *mysql, const struct dbp_pool_spec *spec, bool tcp) {
     unsigned int timeout = spec->connect_timeout_s, protocol = tcp ? MYSQL_PROTOCOL_TCP : MYSQL_PROTOCOL_SOCKET;
     unsigned int local_infile = (spec->client_flags & DBP_CAP_LOCAL_FILES) != 0;
@@ -74,7 +92,7 @@ static bool set_options(MYSQL *mysql, const struct dbp_pool_spec *spec, bool tcp
            mysql_options(mysql, MYSQL_OPT_PROTOCOL, &protocol) == 0 &&
            mysql_options(mysql, MYSQL_OPT_RECONNECT, &off) == 0 &&
            /* The relay offers no TLS; newer libraries insist on it unless told otherwise. */
-           mysql_options(mysql, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, &off) == 0 &&
+           mysql_options(mysql, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, &off) == 0 && (!tcp || keep_the_password(mysql)) &&
            mysql_options(mysql, MYSQL_OPT_LOCAL_INFILE, &local_infile) == 0 &&
            (!spec->charset[0] || mysql_options(mysql, MYSQL_SET_CHARSET_NAME, spec->charset) == 0) &&
            mysql_optionsv(mysql, MYSQL_OPT_CONNECT_ATTR_ADD, "program_name", "dbpool") == 0;
@@ -277,7 +295,7 @@ static bool login(int stop_fd, const struct dbp_pool_spec *spec, const struct db
         return false;
     if (rc != 0) {
         snprintf(text, sizeof text, "dbpool: the connector cannot log in: %s",
-                 rc < 0 ? strerrordesc_np(-rc) : "it is being stopped");
+                 rc < 0 ? strerror(-rc) : "it is being stopped");
         dbp_login_error(errorp, CR_UNKNOWN_ERROR, "HY000", text);
         return false;
     }
@@ -290,7 +308,7 @@ static bool login(int stop_fd, const struct dbp_pool_spec *spec, const struct db
                                    NULL);
     if (!mysql_real_connect(l->mysql, path ? NULL : "127.0.0.1", spec->user, spec->password, db,
                             dbp_relay_port(l->relay), path, spec->client_flags))
-        return take_error(l->mysql, errorp);
+        return login_refused(l->mysql, errorp);
     return true;
 }
 

@@ -22,7 +22,6 @@
                                 */
 #define LOG_AGAIN_US 60000000u /* a failure that goes on is logged again after this */
 #define CRASHES_MOST 2u        /* after so many deaths of the connector a login is taken for their cause */
-#define RESEND_US 20000u       /* the connector's channel was full: look again after this */
 
 static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
@@ -75,7 +74,7 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
     explicit_bzero(&msg, sizeof msg);
     if (rc != 0) {
         dbp_ending_vacate(keeper, session);
-        keeper->pools[pool].wake_at_us = dbp_now_us() + RESEND_US;
+        keeper->pools[pool].wake_at_us = dbp_now_us() + DBP_RESEND_US;
     }
     return rc == 0;
 }

@@ -28,11 +28,11 @@
 #define CR_CONN_HOST_ERROR 2003
 #define CR_UNKNOWN_HOST 2005
 
-/* A session lives for hours behind NATs and firewalls: find out within half a minute that the other side is gone. */
+/* A session lives for hours behind NATs and firewalls: an idle one finds out in a minute and a half that the other side
+ * is gone. */
 #define KEEPALIVE_IDLE_S 60
 #define KEEPALIVE_INTERVAL_S 10
 #define KEEPALIVE_PROBES 3
-#define USER_TIMEOUT_MS 30000
 
 /* One direction: bytes[0..n) were received and not sent yet. first: the packet that is masked has yet to come. */
 struct flow {
@@ -106,7 +106,6 @@ static int connect_until(int fd, const struct sockaddr *addr, socklen_t len, int
 
 static void tune_tcp(int fd) {
     int on = 1, idle = KEEPALIVE_IDLE_S, interval = KEEPALIVE_INTERVAL_S, probes = KEEPALIVE_PROBES;
-    int user_timeout = USER_TIMEOUT_MS;
 
     /* Each may fail without harm to the session: none is checked. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -114,7 +113,8 @@ static void tune_tcp(int fd) {
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout, sizeof user_timeout);
+    /* No TCP_USER_TIMEOUT: it counts the time that a living server does not read, and LOAD DATA waits for locks. The
+     * broker sets it when it ends the session (ending.c). */
 }
 
 static int connect_unix(const struct dbp_relay_route *route, struct dbp_error *errorp, int *fdp) {

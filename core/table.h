@@ -125,6 +125,8 @@ struct dbp_table {
     struct dbp_pool pools[DBP_POOLS_MAX];
 };
 
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(void *) == 8,
+               "64 bit machines only: a lock of libatomic's would be one for each process");
 _Static_assert(sizeof(struct dbp_session) == 64, "a session is one cache line");
 _Static_assert(sizeof(struct dbp_proc) == 32, "layout");
 _Static_assert(DBP_SESSIONS_MAX % 64 == 0 && DBP_SESSIONS_MAX <= 1024, "queue entries have 10 bits for a session");

@@ -58,7 +58,6 @@ static void run(const struct dbp_share *share, dbp_log_fn log, int noted) {
 
     /* As uWSGI starts its gateways (core/gateway.c); but a terminal's Ctrl-C, which all processes get, must not end
      * this one before its work is done: it ends with the broker. */
-    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
         signal(ignored[i], SIG_IGN);
     wait_until_noted(noted);
@@ -66,6 +65,7 @@ static void run(const struct dbp_share *share, dbp_log_fn log, int noted) {
     if (uwsgi.master_as_root)
         uwsgi_as_root();
     uwsgi.mypid = getpid();
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* after the change of user, which takes it back */
     int rc = dbp_connector_main(share, dbp_now_us() + ATTACH_MOST_US, log);
     if (rc != 0)
         uwsgi_log_verbose("[dbpool] error: connector: %s\n",

@@ -53,12 +53,16 @@ static struct {
 /* ---- loading: only into the uWSGI that it was built for (uWSGI itself checks nothing) ---- */
 
 static bool built_for_this_uwsgi(void) {
+#ifdef __GLIBC__
     Dl_info info;
     const ElfW(Sym) *symbol = NULL;
 
     if (!dladdr1(&uwsgi, &info, (void **)(void *)&symbol, RTLD_DL_SYMENT) || !symbol)
         return true; /* a binary without symbol sizes: the version is all there is to compare */
     return symbol->st_size == sizeof(struct uwsgi_server);
+#else
+    return true; /* no dladdr1(): the version is all there is to compare */
+#endif
 }
 
 static void dbpool_on_load(void) {

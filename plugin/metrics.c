@@ -2,8 +2,8 @@
  * The pools' figures among uWSGI's metrics: see metrics.h.
  *
  * The metrics are made here and not by uwsgi_register_metric(): with metrics-dir that opens a file for each, and exits
- * when it cannot. A pool may be registered at any time, and a full disk must not end the instance for it. So they are in
- * uWSGI's list, and have no file.
+ * when it cannot. A pool may be registered at any time, and a full disk must not end the instance for it. So they are
+ * in uWSGI's list, and have no file.
  */
 #include <uwsgi.h>
 
@@ -107,15 +107,15 @@ static const struct shown *of_name(const char *name) {
     return shown;
 }
 
-/* uWSGI takes [0-9A-Za-z._-] in a name, and a dot parts it. Two aliases may become the same: the later one has a number.
- * False: there is none left, or somebody else has the name. */
+/* uWSGI takes [0-9A-Za-z._-] in a name, and a dot parts it. Two aliases may become the same: the later one has a
+ * number. False: there is none left, or somebody else has the name. */
 static bool choose_name(struct shown *shown) {
     char first[DBP_ALIAS_MAX + 32];
     size_t n = 0;
 
     for (; n < DBP_ALIAS_MAX && shown->alias[n]; n++)
-        shown->name[n] = (char)(isalnum((unsigned char)shown->alias[n]) || strchr("_-", shown->alias[n]) ? shown->alias[n]
-                                                                                                         : '_');
+        shown->name[n] =
+            (char)(isalnum((unsigned char)shown->alias[n]) || strchr("_-", shown->alias[n]) ? shown->alias[n] : '_');
     for (unsigned i = 1; i <= NAMES_MOST; i++) {
         if (i == 1)
             shown->name[n] = '\0';

@@ -3,18 +3,30 @@
 memory, command lines, environments, stats, logs or errors, not in core dumps of the master, and not in a worker that
 has not read the settings yet."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
+import struct
 import tempfile
 import unittest
 
 from tests.e2e.base import APP, PASSWORD, WithServer, WithUwsgi, matrix
-from tests.support import Uwsgi, descendants, wait_until
+from tests.support import Uwsgi, descendants, in_background, wait_until
 
 NEEDLE = PASSWORD.encode()
 PART = 1 << 20
+
+# A server that greets as any and then asks for the password as it is.
+GREETING = (b'\x0a8.0.36\0' + struct.pack('<I', 7) + b'abcdefgh\0' + struct.pack('<H', 0xf7df) + b'\x2d' + struct.pack('<H', 2)
+            + struct.pack('<H', 0xff) + bytes([21]) + b'\0' * 10 + b'ijklmnopqrst\0' + b'mysql_native_password\0')
+
+
+def packet(number, payload):
+    return struct.pack('<I', len(payload))[:3] + bytes([number]) + payload
+
 
 SLOW_WSGI = '''
 import os
@@ -162,3 +174,39 @@ class BeforeTheSettings(WithServer, unittest.TestCase):
         finally:
             open(self.go_path, 'w').close()
         wait_until(lambda: where(newcomer, NEEDLE), 60, 'it has it once it has read the settings')
+
+class CuriousServer(WithServer, unittest.TestCase):
+    """Whoever stands in for the server, or listens on the way, must not get the password by asking for it."""
+
+    def test_the_password_is_not_told(self):
+        told = []
+
+        def serve(listener, plugin):
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:  # closed: the test is over
+                    return
+                with client:
+                    client.settimeout(10)
+                    try:
+                        client.sendall(packet(0, GREETING))
+                        told.append(client.recv(4096))
+                        client.sendall(packet(2, b'\xfe' + plugin + b'\0Password: '))
+                        told.append(client.recv(4096))
+                    except OSError:
+                        continue
+
+        for plugin in (b'mysql_clear_password', b'dialog'):
+            with self.subTest(plugin), contextlib.closing(socket.create_server(('127.0.0.1', 0))) as listener:
+                del told[:]
+                serving = in_background(serve, listener, plugin)
+                entry = dict(self.database({'pool_size': 1, 'max_overflow': 0}), PORT=listener.getsockname()[1])
+                with self.make_uwsgi('mysqlclient', 'prefork', {'default': entry}, 1) as uwsgi:
+                    answer = uwsgi.get('/sql', {'statements': ['SELECT 1']}).json()
+                    self.assertIn('error', answer)
+                    self.assertIn('clear text', answer['text'])
+                listener.shutdown(socket.SHUT_RDWR)
+                serving.result()
+                self.assertTrue(told, 'it was asked')
+                self.assertNotIn(NEEDLE, b'|'.join(told))

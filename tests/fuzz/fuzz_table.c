@@ -432,8 +432,8 @@ static void broker_acts(struct input *in, enum op op) {
     case OP_LOOKUP: {
         const struct dbp_session_facts *facts;
         int fd;
-        if (dbp_keeper_lookup(keeper, SLOT, fits ? leases[i % LEASES].session : of, leases[i % LEASES].generation, &fd,
-                              &facts) == 0)
+        if (dbp_keeper_lookup(keeper, SLOT, UINT32_MAX, fits ? leases[i % LEASES].session : of,
+                              leases[i % LEASES].generation, &fd, &facts) == 0)
             FUZZ_CHECK(fd >= 0 && facts);
         return;
     }

@@ -218,7 +218,7 @@ static void test_a_worker_is_told(void **state) {
     make_facts();
     assert_int_equal(fail_each(make_replay, 0), 1);
     assert_true(fail_each(make_replay_server, 0) >= 7);
-    assert_int_equal(fail_each(fence, 0), 1);
+    assert_int_equal(fail_each(fence, 1), 1); /* /dev/null needs one number less */
 }
 
 /* A client beside a broker in this process: attaching, and guarding more fds than there was room for. */
@@ -306,7 +306,7 @@ static void test_the_connector_is_told(void **state) {
     close(server_door);
     tcp = true;
     assert_int_equal(dbp_door_open_tcp(&server_port, &server_door), 0);
-    assert_true(fail_each(make_relay, 6 /* keepalive and the like */) >= 8);
+    assert_true(fail_each(make_relay, 5 /* keepalive and the like */) >= 8);
     close(server_door);
     assert_int_equal(fd_census(0), before);
 }

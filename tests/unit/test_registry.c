@@ -221,6 +221,19 @@ static void test_there_is_room_for_so_many_pools(void **state) {
     assert_int_equal(pool, 7);
 }
 
+/* The longest names that servers take, and tokens of clouds. */
+static void test_legal_names_and_long_passwords_fit(void **state) {
+    struct dbp_pool_spec spec = test_spec("default", 3, 2);
+    uint32_t pool;
+
+    (void)state;
+    memset(spec.user, 'u', 128);
+    memset(spec.database, 'd', 256);
+    memset(spec.password, 'p', 4096);
+    assert_int_equal(put(&spec, &pool), 0);
+    assert_int_equal(strlen(dbp_registry_spec(registry, pool)->password), 4096);
+}
+
 static void test_I9_the_password_is_not_in_shared_memory(void **state) {
     struct dbp_pool_spec spec = test_spec("default", 3, 2);
     uint32_t pool;
@@ -259,6 +272,7 @@ int main(void) {
         TEST(test_the_newest_policy_and_password_win),
         TEST(test_I10_a_specification_out_of_range_is_refused),
         TEST(test_there_is_room_for_so_many_pools),
+        TEST(test_legal_names_and_long_passwords_fit),
         TEST(test_I9_the_password_is_not_in_shared_memory),
         TEST(test_I9_a_forked_child_has_no_password),
     };

@@ -299,7 +299,9 @@ static int put_statements(char *to, size_t size, PyObject *spec, const char *key
         if (PyBytes_AsStringAndSize(PyList_GET_ITEM(list, i), &bytes, &n) < 0)
             return -1;
         if (used + (size_t)n + 2 > size || memchr(bytes, 0, (size_t)n)) {
-            PyErr_Format(PyExc_ValueError, "%s is longer than %zu bytes together or has a NUL in it", key, size - 2);
+            PyErr_Format(PyExc_ValueError,
+                         "init_command, with what the pool adds to it, is longer than %zu bytes or has a NUL in it",
+                         size - 2);
             return -1;
         }
         memcpy(to + used, bytes, (size_t)n);
