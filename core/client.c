@@ -464,10 +464,10 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
     dbp_recent_note(&client->recent[lease->pool], lease->session);
     if (!dbp_queue_quiet(&p->queue))
         dbp_handoff_match(&client->share, lease->pool);
-    /* An overflow session: the broker ends it if nobody waits. And one that became unfit while it was moved, when the
-     * broker looked before the move and we before the mark. */
+    /* An overflow session: the broker ends it if nobody waits, where it does so at once. And one that became unfit
+     * while it was moved, when the broker looked before the move and we before the mark. */
     if (atomic_load_explicit(&p->count.size, memory_order_relaxed) >
-            (int64_t)atomic_load_explicit(&p->pool_size, memory_order_relaxed) ||
+            (int64_t)atomic_load_explicit(&p->ring_above, memory_order_relaxed) ||
         atomic_load(&s->unfit))
         dbp_handoff_ring(&client->share, lease->pool);
     return 0;

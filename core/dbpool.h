@@ -69,7 +69,7 @@ struct dbp_pool_spec {
     uint32_t connect_timeout_s; /* of one login, 1..3600 */
     /* policy */
     uint32_t pool_size;      /* sessions that are kept, 1..DBP_SESSIONS_MAX */
-    uint32_t max_overflow;   /* further sessions while they are needed; ended when returned and nobody waits */
+    uint32_t max_overflow;   /* further sessions while they are needed (overflow_grace_ms) */
     uint32_t recycle_s;      /* a session older than this is ended instead of handed out; 0: no limit */
     uint32_t max_lifetime_s; /* as recycle_s, but each session a random part of a tenth earlier, and replaced before; 0:
                                 none */
@@ -81,7 +81,7 @@ struct dbp_pool_spec {
     uint32_t retire_quantity;    /* at most so many per interval */
     uint32_t unload_timeout_ms;  /* with core_size leased, a random part of this passes before one more is opened */
     uint32_t max_waiting;        /* more waiters than this are refused at once; 0: DBP_WAITERS_MAX */
-    uint32_t reserved;
+    uint32_t overflow_grace_ms;  /* a session above pool_size that nobody used for so long is ended; 0: at its return */
 };
 
 /* What a process must know of a session to make a stock driver believe that it logged in itself. Not secret.

@@ -119,8 +119,11 @@ static void plan_retiring(const struct dbp_janitor_view *view, struct dbp_janito
         plan->memory.retire_at_us = view->memory.retire_at_us;
         return;
     }
-    uint32_t retire = at_least(minus(live, view->pool_size), due_for_gradual_retirement(view, plan));
-    retire = at_least(retire, view->stale);
+    uint32_t overflow = minus(live, view->pool_size);
+    uint32_t retire = at_least(at_most(overflow, view->rested), due_for_gradual_retirement(view, plan));
+    retire = at_least(at_least(retire, view->stale), view->surplus);
+    if (overflow > 0)
+        wake_by(plan, view->next_rested_us);
     plan->retire = at_most(at_most(retire, view->idle), minus(live, view->min_size));
     if (live > view->min_size)
         wake_by(plan, view->next_stale_us);

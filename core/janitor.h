@@ -38,8 +38,11 @@ struct dbp_janitor_view {
     uint32_t waiting, opening, resetting, idle, leased;
     uint32_t total; /* all sessions, those being opened and closed included: what the cap limits */
     uint32_t closing;
-    uint32_t stale;         /* of the idle ones, unused for idle_timeout */
-    uint64_t next_stale_us; /* when the next one will be; 0: none */
+    uint32_t stale;          /* of the idle ones, unused for idle_timeout */
+    uint64_t next_stale_us;  /* when the next one will be; 0: none */
+    uint32_t rested;         /* of the idle ones, unused for the grace of an overflow session */
+    uint64_t next_rested_us; /* when the next one will be; 0: none */
+    uint32_t surplus;        /* sessions above the cap, which is lower than it was: they go at once */
     /* what is wanted */
     uint32_t pool_size, cap, min_size;
     uint32_t core_size;          /* 0: there is no core */

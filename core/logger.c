@@ -118,9 +118,10 @@ struct dbp_logger *dbp_logger_free(struct dbp_logger *logger, uint64_t wait_us) 
     while (!logger->done && pthread_cond_timedwait(&logger->changed, &logger->lock, &until) == 0)
         continue;
     bool done = logger->done;
-    logger->abandoned = !done;
-    if (!done)
-        pthread_detach(logger->thread); /* inside write: it may come back to its logger at any time */
+    if (!done) { /* inside write: it may come back to its logger at any time */
+        logger->abandoned = true;
+        pthread_detach(logger->thread);
+    }
     pthread_mutex_unlock(&logger->lock);
     if (done) {
         pthread_join(logger->thread, NULL);

@@ -264,15 +264,17 @@ static bool retire_one(struct dbp_keeper *keeper, uint32_t pool) {
     return true;
 }
 
-static void count_stale(struct dbp_keeper *keeper, uint32_t pool, uint64_t timeout_us, struct dbp_janitor_view *view) {
+/* Idle sessions of the pool that nobody used for so long, and when there will be one more (0: never). */
+static void count_unused(struct dbp_keeper *keeper, uint32_t pool, uint64_t timeout_us, uint64_t now, uint32_t *np,
+                         uint64_t *nextp) {
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         if (dbp_word_state(word_of(keeper, i)) != DBP_IDLE || pool_of(keeper, i) != pool)
             continue;
-        uint64_t stale_at = atomic_load(&shared(keeper, i)->returned_us) + timeout_us;
-        if (stale_at <= view->now_us)
-            view->stale++;
-        else if (view->next_stale_us == 0 || stale_at < view->next_stale_us)
-            view->next_stale_us = stale_at;
+        uint64_t at = atomic_load(&shared(keeper, i)->returned_us) + timeout_us;
+        if (at <= now)
+            ++*np;
+        else if (*nextp == 0 || at < *nextp)
+            *nextp = at;
     }
 }
 
@@ -320,8 +322,14 @@ void dbp_opening_tend(struct dbp_keeper *keeper, uint32_t pool) {
         view.closing = view.total;
     if (kp->allowance != UINT32_MAX) /* the room for all pools counts those that are being ended, a share does not */
         view.cap += view.closing;
+    uint32_t standing = kp->total - view.closing;
+    view.surplus = standing > limits.cap ? standing - limits.cap : 0;
     if (spec->idle_timeout_s > 0)
-        count_stale(keeper, pool, 1000000ull * spec->idle_timeout_s, &view);
+        count_unused(keeper, pool, 1000000ull * spec->idle_timeout_s, view.now_us, &view.stale, &view.next_stale_us);
+    if (spec->overflow_grace_ms > 0 && standing > limits.pool_size)
+        count_unused(keeper, pool, 1000ull * spec->overflow_grace_ms, view.now_us, &view.rested, &view.next_rested_us);
+    else
+        view.rested = view.idle;
     struct dbp_janitor_plan plan = dbp_janitor_plan(&view);
     kp->memory = plan.memory;
     kp->wake_at_us = plan.wake_at_us;

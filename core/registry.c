@@ -96,6 +96,7 @@ static const struct number {
     NUMBER(retire_quantity, 0, DBP_SESSIONS_MAX, false),
     NUMBER(unload_timeout_ms, 0, UINT32_MAX, false),
     NUMBER(max_waiting, 0, DBP_WAITERS_MAX, false),
+    NUMBER(overflow_grace_ms, 0, UINT32_MAX, false),
 #undef NUMBER
 };
 
@@ -169,7 +170,7 @@ static bool same_identity(const struct dbp_pool_spec *old, const struct dbp_pool
 }
 
 static void publish(struct dbp_pool *pool, const struct dbp_pool_spec *spec) {
-    atomic_store(&pool->pool_size, spec->pool_size);
+    atomic_store(&pool->ring_above, spec->overflow_grace_ms ? UINT32_MAX : spec->pool_size);
     atomic_store(&pool->max_waiting, spec->max_waiting);
     atomic_store(&pool->count.max, (int64_t)spec->pool_size + spec->max_overflow);
 }

@@ -96,7 +96,7 @@ struct dbp_pool {
     _Atomic uint32_t live;      /* broker: 1 once all below is written */
     _Atomic uint32_t attention; /* clients set it before they ring; the broker takes it */
     char alias[DBP_ALIAS_MAX];
-    _Atomic uint32_t pool_size;              /* broker */
+    _Atomic uint32_t ring_above;             /* broker: with more sessions than this it wants to know of each return */
     _Atomic uint32_t max_waiting;            /* broker; 0: no limit but the queue's */
     _Atomic uint32_t error_seq;              /* odd while the broker writes error; 0: none yet */
     _Atomic uint32_t error[DBP_ERROR_WORDS]; /* a struct dbp_error, word by word: readers may come in between */

@@ -64,6 +64,33 @@ class Stats(WithUwsgi, unittest.TestCase):
         wait_until(lambda: len(self.sessions()) == 2, 30, 'the overflow session is ended')
 
 
+class Grace(WithServer, unittest.TestCase):
+    def run_bursts(self, grace, bursts):
+        pool = {'pool_size': 1, 'max_overflow': 3, 'timeout': 30, 'overflow_grace': grace}
+        with self.make_uwsgi('mysqlclient', 'gevent', {'default': self.database(pool)}, 1) as uwsgi:
+            for _ in range(bursts):
+                meetings = []
+                for _ in range(4):
+                    name = self.new_name()
+                    meetings.append((name, in_background(uwsgi.get, '/hold', meet=name)))
+                    self.here(name)
+                for name, page in meetings:
+                    self.go(name)
+                    page.result()
+                self.whole(uwsgi)
+                if grace == 0:
+                    wait_until(lambda: uwsgi.pool()['size'] == 1, 30, 'the overflow has gone')
+            return uwsgi.pool()
+
+    def test_overflow_that_is_needed_again_stays(self):
+        pool = self.run_bursts(3600, 5)
+        self.assertEqual((pool['opened'], pool['size']), (4, 4))
+
+    def test_without_a_grace_it_goes_at_its_return(self):
+        pool = self.run_bursts(0, 3)
+        self.assertEqual((pool['opened'], pool['size']), (10, 1))
+
+
 class Apart(WithServer, unittest.TestCase):
     def test_aliases_that_become_the_same_name(self):
         """uWSGI's names have no dots and spaces of the alias: two aliases must not take each other's figures."""

@@ -297,6 +297,7 @@ class Split(unittest.TestCase):
             'database': b'd', 'charset': b'utf8mb4', 'facts_sql': b'SELECT 1', 'client_flags': 2 | 1 << 16,
             'autocommit': 1, 'connect_timeout_s': 4, 'pool_size': 5, 'max_overflow': 10, 'recycle_s': 0,
             'max_lifetime_s': 0, 'idle_timeout_s': 0, 'keepalive_s': 0, 'min_size': 0, 'max_waiting': 0, 'core_size': 0,
+            'overflow_grace_ms': 5000,
             'unload_timeout_ms': 0, 'retire_interval_ms': 0, 'retire_quantity': 0,
             'init_sql': [b'SET @a = 1', b"SET SESSION sql_mode='STRICT_ALL_TABLES'",
                          b'SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED', b'SET SQL_AUTO_IS_NULL = 0']})

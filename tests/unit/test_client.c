@@ -212,7 +212,7 @@ static int setup(void **state) {
     for (uint32_t pool = 0; pool < 2; pool++) {
         dbp_queue_init(&table->pools[pool].queue);
         atomic_store(&table->pools[pool].live, 1);
-        atomic_store(&table->pools[pool].pool_size, 4);
+        atomic_store(&table->pools[pool].ring_above, 4);
         atomic_store(&table->pools[pool].count.max, 4);
     }
     atomic_store(&table->n_pools, 2);
@@ -524,7 +524,7 @@ static void test_the_doorbell_rings_once_until_it_is_answered(void **state) {
 
 static void test_an_overflow_session_is_told_to_the_broker(void **state) {
     (void)state;
-    atomic_store(&table->pools[0].pool_size, 1);
+    atomic_store(&table->pools[0].ring_above, 1);
     make_idle(0);
     make_idle(1);
     struct dbp_lease lease = lease_one();

@@ -254,8 +254,10 @@ static void test_replayed_messages_take_nothing(void **state) {
         assert_int_equal(fd, -1);
     }
     for (size_t n = 1; n < sizeof msg.reg; n += 61) { /* truncated anywhere */
+        struct pollfd room = {.fd = channel, .events = POLLOUT};
         message(&msg, DBP_WIRE_REGISTER, 2);
         msg.reg.spec = spec;
+        assert_int_equal(poll(&room, 1, (int)(WAIT_S * 1000)), 1);
         assert_true(send(channel, &msg, n, MSG_NOSIGNAL) == (ssize_t)n);
     }
     close(channel);

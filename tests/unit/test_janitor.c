@@ -28,9 +28,33 @@ static const struct {
     {"at the cap nothing is opened", {.waiting = 20, .total = 10, .pool_size = 5, .cap = 10}, 0, 0, 0},
     {"closing ones count in it (I3)", {.waiting = 5, .total = 10, .closing = 4, .pool_size = 5, .cap = 10}, 0, 0, 0},
     {"above a cap that was lowered: nothing", {.waiting = 5, .total = 12, .pool_size = 5, .cap = 10}, 0, 0, 0},
-    {"overflow goes when nobody waits", {.idle = 4, .total = 8, .pool_size = 5, .cap = 10}, 0, 3, 0},
-    {"as many as are idle", {.idle = 1, .total = 8, .pool_size = 5, .cap = 10}, 0, 1, 0},
-    {"not those that are leaving already", {.idle = 4, .total = 8, .closing = 2, .pool_size = 5, .cap = 10}, 0, 1, 0},
+    {"overflow goes when nobody waits", {.idle = 4, .rested = 4, .total = 8, .pool_size = 5, .cap = 10}, 0, 3, 0},
+    {"as many as are idle", {.idle = 1, .rested = 1, .total = 8, .pool_size = 5, .cap = 10}, 0, 1, 0},
+    {"not those that are leaving already",
+     {.idle = 4, .rested = 4, .total = 8, .closing = 2, .pool_size = 5, .cap = 10},
+     0,
+     1,
+     0},
+    {"overflow stays for its grace",
+     {.now_us = NOW, .idle = 4, .next_rested_us = NOW + 7, .total = 8, .pool_size = 5, .cap = 10},
+     0,
+     0,
+     NOW + 7},
+    {"what was used goes on",
+     {.now_us = NOW, .idle = 4, .rested = 1, .next_rested_us = NOW + 7, .total = 8, .pool_size = 5, .cap = 10},
+     0,
+     1,
+     NOW + 7},
+    {"within the pool's size there is no grace to look at",
+     {.now_us = NOW, .idle = 5, .rested = 3, .next_rested_us = NOW + 7, .total = 5, .pool_size = 5, .cap = 10},
+     0,
+     0,
+     0},
+    {"a cap that was lowered knows no grace",
+     {.now_us = NOW, .idle = 4, .next_rested_us = NOW + 7, .surplus = 2, .total = 12, .pool_size = 5, .cap = 10},
+     0,
+     2,
+     NOW + 7},
     {"kept ones stay", {.idle = 5, .total = 5, .pool_size = 5, .cap = 10}, 0, 0, 0},
     {"nobody is retired while one waits", {.waiting = 1, .idle = 4, .total = 8, .pool_size = 5, .cap = 10}, 0, 0, 0},
     {"after a failure: not before its time",
@@ -260,6 +284,30 @@ static void test_backoff_doubles_up_to_its_limit(void **state) {
     assert_int_equal(dbp_janitor_backoff_us(UINT32_MAX, false), DBP_RETRY_MOST_US);
 }
 
+/* A wrong password is tried for somebody who waits, and not for the floor. */
+static void test_a_refusal_is_met_again_for_a_waiter_only(void **state) {
+    struct dbp_janitor_view v = {
+        .now_us = NOW, .retry_at_us = NOW, .failures = 1, .refused = true, .min_size = 3, .pool_size = 5, .cap = 10};
+
+    (void)state;
+    assert_int_equal(dbp_janitor_plan(&v).open, 0);
+    v.waiting = 4;
+    assert_int_equal(dbp_janitor_plan(&v).open, 1);
+    v.waiting = 0;
+    v.failures = 0; /* one has succeeded */
+    assert_int_equal(dbp_janitor_plan(&v).open, 3);
+    assert_true(dbp_janitor_refused(1045) && dbp_janitor_refused(1049) && dbp_janitor_refused(1129));
+    assert_false(dbp_janitor_refused(2002) || dbp_janitor_refused(2003) || dbp_janitor_refused(1040) ||
+                 dbp_janitor_refused(2013) || dbp_janitor_refused(0));
+    uint64_t before = 0;
+    for (uint32_t n = 1; n < 100; n++) {
+        uint64_t us = dbp_janitor_backoff_us(n, true);
+        assert_true(us >= DBP_REFUSED_FIRST_US && us >= before && us <= DBP_REFUSED_MOST_US);
+        before = us;
+    }
+    assert_int_equal(before, DBP_REFUSED_MOST_US);
+}
+
 /* A morning: sixty clients come, the server is away for a while, all leave. Logins take a step, closing another. */
 static void test_a_day_ends_with_the_kept_sessions_idle(void **state) {
     struct dbp_janitor_view v = {.pool_size = 4, .cap = 6};
@@ -297,6 +345,7 @@ static void test_a_day_ends_with_the_kept_sessions_idle(void **state) {
             v.idle--;
             leased++;
         }
+        v.rested = v.idle;
         struct dbp_janitor_plan plan = dbp_janitor_plan(&v);
         v.opening += plan.open;
         v.total += plan.open;
@@ -381,6 +430,7 @@ int main(void) {
         cmocka_unit_test(test_situations),
         cmocka_unit_test(test_I3_no_situation_passes_the_cap_or_retires_too_much),
         cmocka_unit_test(test_backoff_doubles_up_to_its_limit),
+        cmocka_unit_test(test_a_refusal_is_met_again_for_a_waiter_only),
         cmocka_unit_test(test_a_day_ends_with_the_kept_sessions_idle),
         cmocka_unit_test(test_a_bursty_day_of_the_django_class),
     };

@@ -68,7 +68,7 @@ static void test_the_first_fixes_the_rest_find(void **state) {
     assert_string_equal(table->pools[1].alias, "other");
     assert_int_equal(atomic_load(&table->pools[0].live), 1);
     assert_int_equal(atomic_load(&table->pools[2].live), 0);
-    assert_int_equal(atomic_load(&table->pools[0].pool_size), 3);
+    assert_int_equal(atomic_load(&table->pools[0].ring_above), 3);
     assert_int_equal(atomic_load(&table->pools[0].count.max), 5);
     assert_true(dbp_queue_quiet(&table->pools[0].queue));
     uint32_t ticket;
@@ -160,7 +160,7 @@ static void test_the_newest_policy_and_password_win(void **state) {
     assert_int_equal(dbp_registry_spec(registry, 0)->recycle_s, 60);
     assert_string_equal(dbp_registry_spec(registry, 0)->password, "pa55-rotated");
     assert_int_equal(atomic_load(&table->pools[0].count.max), 15);
-    assert_int_equal(atomic_load(&table->pools[0].pool_size), 10);
+    assert_int_equal(atomic_load(&table->pools[0].ring_above), 10);
 }
 
 static void test_I10_a_specification_out_of_range_is_refused(void **state) {

@@ -33,7 +33,7 @@ _POSITIONAL = ("host", "user", "password", "database", "port")
 _OTHER_NAMES = {"passwd": "password", "db": "database"}
 _POLICY_KEYS = frozenset(
     "connect_timeout_s pool_size max_overflow recycle_s max_lifetime_s idle_timeout_s keepalive_s min_size max_waiting "
-    "core_size unload_timeout_ms retire_interval_ms retire_quantity".split()
+    "overflow_grace_ms core_size unload_timeout_ms retire_interval_ms retire_quantity".split()
 )
 _DEFAULT_PORTS = (None, 0, 3306)  # said or not, it is one pool
 _NAME = "dbpool.manage"  # stands for an alias in the texts of settings.py until there is one

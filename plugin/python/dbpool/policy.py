@@ -5,8 +5,10 @@ The names are those of SQLAlchemy's QueuePool and of django-db-conn-pool, so tha
 here they count for the whole uWSGI instance, all workers together. All are optional.
 
     pool_size       sessions that are kept, default 5; 0: all that were opened, and max_overflow alone is the cap
-    max_overflow    further sessions while they are needed, ended when they come back and nobody waits; default 10.
-                    pool_size + max_overflow is the cap; -1: as many as the table has
+    max_overflow    further sessions while they are needed; default 10. pool_size + max_overflow is the cap; -1: as many
+                    as the table has
+    overflow_grace  seconds without use after which a session above pool_size is ended, default 5; 0: it is ended when
+                    it comes back and nobody waits, as QueuePool does
     min_size        sessions that are open also when nobody asks, default 0
     timeout         seconds that a request waits for a session, default 30; 0: does not wait; None: a day
     max_waiting     with so many waiting, the next is refused at once; 0 (default): no limit but the queue's
@@ -48,8 +50,8 @@ NOT_USED = "not used"  # with the class 'queue'
 Policy = namedtuple(
     "Policy",
     "pool_size max_overflow timeout recycle min_size max_lifetime idle_timeout keepalive max_waiting reset pre_ping "
-    "use_threadlocal leak_threshold core_size unload_timeout retire_interval retire_quantity",
-    defaults=(0, 0, 0, 0, 0, "auto", False, False, 0) + (NOT_USED,) * 4,
+    "use_threadlocal leak_threshold overflow_grace core_size unload_timeout retire_interval retire_quantity",
+    defaults=(0, 0, 0, 0, 0, "auto", False, False, 0, 5) + (NOT_USED,) * 4,
 )
 
 PRESETS = {
@@ -150,6 +152,9 @@ def _max_overflow(value):
     return check(value)
 
 
+_grace = _number((int, float), 0, 86400, "a number of seconds from 0 to 86400")
+
+
 def _bool(value):
     """None is what the ancestor has for a key that is not there."""
     if value is not None and not isinstance(value, bool):
@@ -205,6 +210,7 @@ def _quantity(value):
 _KEYS = {
     "pool_size": (5, _integer(0, SESSIONS_MAX)),
     "max_overflow": (10, _max_overflow),
+    "overflow_grace": (5, _grace),
     "timeout": (30, _timeout),
     "recycle": (None, _recycle),
     "min_size": (0, _integer(0, SESSIONS_MAX)),

@@ -154,6 +154,7 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
         "keepalive_s": policy.keepalive,
         "min_size": policy.min_size,
         "max_waiting": policy.max_waiting,
+        "overflow_grace_ms": round(1000 * policy.overflow_grace),
     }
     policy = policies.evaluate(alias, policy, problems)
     raise_problems(problems)

@@ -336,7 +336,8 @@ static int spec_fill(struct dbp_pool_spec *to, PyObject *spec) {
     if (NUMBER(port) || NUMBER(client_flags) || NUMBER(autocommit) || NUMBER(connect_timeout_s) || NUMBER(pool_size) ||
         NUMBER(max_overflow) || NUMBER(recycle_s) || NUMBER(max_lifetime_s) || NUMBER(idle_timeout_s) ||
         NUMBER(keepalive_s) || NUMBER(min_size) || NUMBER(core_size) || NUMBER(retire_interval_ms) ||
-        NUMBER(retire_quantity) || NUMBER(unload_timeout_ms) || NUMBER(max_waiting))
+        NUMBER(retire_quantity) || NUMBER(unload_timeout_ms) || NUMBER(max_waiting) ||
+        NUMBER(overflow_grace_ms))
         return -1;
 #undef TEXT
 #undef NUMBER
