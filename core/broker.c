@@ -217,6 +217,7 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
 /* text: DBP_TEXT_MAX bytes. */
 static int register_pool(struct dbp_broker *broker, const struct dbp_pool_spec *spec, char *text, uint32_t *poolp) {
     uint32_t most = broker->max_sessions;
+    uint64_t turn = dbp_registry_turn(broker->registry);
     bool changed = false;
 
     if (spec->min_size > most && spec->min_size <= DBP_SESSIONS_MAX) {
@@ -227,6 +228,8 @@ static int register_pool(struct dbp_broker *broker, const struct dbp_pool_spec *
     int rc = dbp_registry_put(broker->registry, broker->share.table, spec, text, poolp, &changed);
     if (rc != 0)
         return rc;
+    if (dbp_registry_turn(broker->registry) != turn)
+        dbp_opening_forgive(broker->keeper, *poolp);
     if (changed && broker->ops.pool_current)
         broker->ops.pool_current(broker->ops.arg, *poolp);
     if (changed)

@@ -43,6 +43,7 @@ struct kept {
     uint64_t opened_us;
     uint32_t incarnation; /* of the session in this slot */
     struct dbp_endpoint endpoint;
+    uint64_t candidate; /* the password of its login, dbp_registry_candidate */
     bool replaced; /* another one was opened for it */
     struct dbp_reset reset;
     struct dbp_session_facts facts;

@@ -65,7 +65,8 @@ static bool open_one(struct dbp_keeper *keeper, uint32_t pool) {
     dbp_wire_head_init(&msg.head, DBP_WIRE_OPEN, 0);
     msg.open.session = session;
     msg.open.incarnation = keeper->sessions[session].incarnation;
-    msg.open.spec = *dbp_registry_spec(keeper->registry, pool);
+    dbp_registry_login_spec(keeper->registry, pool, &msg.open.spec);
+    keeper->sessions[session].candidate = dbp_registry_candidate(keeper->registry, pool);
     keeper->sessions[session].opening_sent = true;
     keeper->sessions[session].deadline_us =
         dbp_now_us() + LOGIN_GRACE_US + 2000000ull * msg.open.spec.connect_timeout_s;
@@ -130,10 +131,26 @@ static void count_failure(struct dbp_keeper *keeper, uint32_t pool, const struct
     kp->logged_us = now;
 }
 
+static bool is_the_passwords(uint32_t error_code) {
+    return error_code == 1045 || error_code == 1698; /* ER_ACCESS_DENIED_, ER_ACCESS_DENIED_NO_PASSWORD_ERROR */
+}
+
 static void login_failed(struct dbp_keeper *keeper, uint32_t session, const struct dbp_error *error) {
     uint32_t pool = pool_of(keeper, session), before = keeper->sessions[session].waiters_before;
+    uint64_t candidate = keeper->sessions[session].candidate;
 
     dbp_ending_vacate(keeper, session);
+    if (candidate && is_the_passwords(error->code)) {
+        /* The next login tries the other one. */
+        if (candidate == dbp_registry_candidate(keeper->registry, pool))
+            dbp_kept_say(keeper, DBP_LOG_WARNING,
+                         "pool '%s': some process has another password than the others, which the server refuses: the one "
+                         "before it stays ((%u) %.*s)",
+                         alias_of(keeper, pool), error->code, (int)sizeof error->text - 1, error->text);
+        dbp_registry_candidate_done(keeper->registry, pool, candidate, false);
+        dbp_opening_tend(keeper, pool);
+        return;
+    }
     count_failure(keeper, pool, error);
     /* Whoever came after this login was asked for may be met by a better one. */
     if (!any_alive(keeper, pool))
@@ -206,6 +223,7 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
     add(&keeper->table->pools[pool].count.opened);
     if (keeper->pools[pool].failures > 0)
         dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
+    dbp_registry_candidate_done(keeper->registry, pool, kept->candidate, true);
     keeper->pools[pool].failures = 0;
     keeper->pools[pool].refused = false;
     keeper->pools[pool].retry_at_us = 0;
@@ -219,6 +237,12 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
 void dbp_opening_failed(struct dbp_keeper *keeper, const struct dbp_wire_failed *msg) {
     if (opening(keeper, msg->session, msg->incarnation))
         login_failed(keeper, msg->session, &msg->error);
+}
+
+void dbp_opening_forgive(struct dbp_keeper *keeper, uint32_t pool) {
+    keeper->pools[pool].failures = 0;
+    keeper->pools[pool].refused = false;
+    keeper->pools[pool].retry_at_us = 0;
 }
 
 void dbp_opening_crashed(struct dbp_keeper *keeper, uint32_t session, bool alone) {

@@ -11,12 +11,15 @@
 
 struct dbp_registry {
     struct dbp_pool_spec *specs;   /* DBP_POOLS_MAX, mapped on their own pages */
+    char (*candidates)[sizeof(((struct dbp_pool_spec *)0)->password)]; /* behind them */
+    uint64_t candidate[DBP_POOLS_MAX];                                 /* 0: there is none */
     uint64_t since[DBP_POOLS_MAX]; /* turn in which it became its alias's current pool; 0: a free place */
     uint64_t turn;
     bool wiped_by_hand; /* the kernel does not do it (MADV_WIPEONFORK): dbp_registry_fork_child does */
 };
 
-#define SPECS_SIZE (DBP_POOLS_MAX * sizeof(struct dbp_pool_spec))
+#define SPECS_SIZE \
+    (DBP_POOLS_MAX * (sizeof(struct dbp_pool_spec) + sizeof(((struct dbp_pool_spec *)0)->password)))
 
 int dbp_registry_new(struct dbp_registry **registryp) {
     struct dbp_registry *registry = calloc(1, sizeof *registry);
@@ -27,6 +30,7 @@ int dbp_registry_new(struct dbp_registry **registryp) {
         free(registry);
         return -ENOMEM;
     }
+    registry->candidates = (void *)(registry->specs + DBP_POOLS_MAX);
     /* Sandboxes that play the kernel refuse this one. */
     registry->wiped_by_hand = madvise(registry->specs, SPECS_SIZE, MADV_WIPEONFORK) != 0;
     /* Without it the pool would work and leak: refuse instead. */
@@ -224,6 +228,26 @@ void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *ta
     atomic_store(&table->n_pools, n_pools);
 }
 
+/* One process may have another password than all others, a wrong one: it must not replace what works. */
+static void take_over(struct dbp_registry *registry, uint32_t pool, const struct dbp_pool_spec *spec) {
+    struct dbp_pool_spec *kept = &registry->specs[pool];
+    bool same = strcmp(kept->password, spec->password) == 0;
+    char password[sizeof kept->password];
+
+    if (kept->alias[0] == '\0') { /* a new pool */
+        *kept = *spec;
+        return;
+    }
+    memcpy(password, kept->password, sizeof password);
+    *kept = *spec;
+    memcpy(kept->password, password, sizeof password);
+    explicit_bzero(password, sizeof password);
+    if (same || (registry->candidate[pool] && strcmp(registry->candidates[pool], spec->password) == 0))
+        return;
+    memcpy(registry->candidates[pool], spec->password, sizeof registry->candidates[pool]);
+    registry->candidate[pool] = ++registry->turn;
+}
+
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
                      char *text, uint32_t *poolp, bool *changedp) {
     text[0] = '\0';
@@ -240,10 +264,33 @@ int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, con
         if (before < DBP_POOLS_MAX)
             (void)same_identity(&registry->specs[before], spec, text);
     }
-    registry->specs[pool] = *spec;
+    take_over(registry, pool, spec);
     dbp_registry_mend(registry, table);
     *poolp = pool;
     return 0;
+}
+
+uint64_t dbp_registry_turn(const struct dbp_registry *registry) {
+    return registry->turn;
+}
+
+uint64_t dbp_registry_candidate(const struct dbp_registry *registry, uint32_t pool) {
+    return registry->candidate[pool];
+}
+
+void dbp_registry_login_spec(const struct dbp_registry *registry, uint32_t pool, struct dbp_pool_spec *specp) {
+    *specp = registry->specs[pool];
+    if (registry->candidate[pool])
+        memcpy(specp->password, registry->candidates[pool], sizeof specp->password);
+}
+
+void dbp_registry_candidate_done(struct dbp_registry *registry, uint32_t pool, uint64_t candidate, bool let_in) {
+    if (candidate == 0 || registry->candidate[pool] != candidate)
+        return;
+    if (let_in)
+        memcpy(registry->specs[pool].password, registry->candidates[pool], sizeof registry->specs[pool].password);
+    registry->candidate[pool] = 0;
+    explicit_bzero(registry->candidates[pool], sizeof registry->candidates[pool]);
 }
 
 bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool) {
@@ -252,6 +299,7 @@ bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool)
 
 void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool) {
     registry->since[pool] = 0;
+    dbp_registry_candidate_done(registry, pool, registry->candidate[pool], false);
     explicit_bzero(&registry->specs[pool], sizeof registry->specs[pool]);
     dbp_registry_mend(registry, table);
 }

@@ -16,8 +16,8 @@ struct dbp_registry *dbp_registry_free(struct dbp_registry *registry); /* wipes;
 /* In a forked child: wipes the passwords where the kernel has not. */
 void dbp_registry_fork_child(struct dbp_registry *registry);
 
-/* Finds the pool of this alias and identity or adds it, and publishes it in the table; policy and password are taken
- * over (the newest settings win). It is the alias's current pool then; one of another identity that the alias had
+/* Finds the pool of this alias and identity or adds it, and publishes it in the table; the policy is taken over (the newest
+ * settings win). Another password than it had is a candidate, until a login shows what it is worth. It is the alias's current pool then; one of another identity that the alias had
  * before is superseded. spec comes from outside and is checked here. 0 with *poolp; *changedp says that it was not the
  * current one before, and then text what tells it from the one that was (empty: there was none). DBP_E_INVALID,
  * DBP_E_FULL, each with a text (DBP_TEXT_MAX bytes) that names the field. No text has a secret. */
@@ -33,7 +33,17 @@ void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, u
 /* Writes what the table says of the pools, again should somebody have written over it. */
 void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *table);
 
-/* Borrowed; NULL for a pool that is not there. */
+/* Another number whenever a pool became current or got a candidate. */
+uint64_t dbp_registry_turn(const struct dbp_registry *registry);
+/* Which candidate the pool has: 0 none, else a number that no other one has had. */
+uint64_t dbp_registry_candidate(const struct dbp_registry *registry, uint32_t pool);
+/* Fills the specification for a login: with the candidate's password, if there is one. Wipe it. */
+void dbp_registry_login_spec(const struct dbp_registry *registry, uint32_t pool, struct dbp_pool_spec *specp);
+/* The login with this candidate was let in, and it is the pool's password now; or was refused, and it is forgotten. Any
+ * other candidate than the one that the pool has now is left alone. */
+void dbp_registry_candidate_done(struct dbp_registry *registry, uint32_t pool, uint64_t candidate, bool let_in);
+
+/* Borrowed; NULL for a pool that is not there. Its password is the one that is known to work, or was said first. */
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool);
 
 #endif

@@ -224,6 +224,11 @@ static void deliver(struct fake *fake, int channel, const struct dbp_wire_open *
 }
 
 static void on_open(struct fake *fake, int channel, const union dbp_wire_any *msg) {
+    if (fake->password[0] && strcmp(fake->password, msg->open.spec.password) != 0) {
+        atomic_store(&fake->fail_code, 1045);
+        fail(fake, channel, &msg->open);
+        return;
+    }
     switch (atomic_load(&fake->open_mode)) {
     case FAKE_OPEN_FAIL:
         fail(fake, channel, &msg->open);

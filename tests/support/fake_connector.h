@@ -19,6 +19,7 @@ enum fake_reset { FAKE_RESET_OK, FAKE_RESET_ERR, FAKE_RESET_SILENT };
 
 struct fake {
     /* written by the test, which then pokes */
+    char password[32]; /* not empty: any other one is refused by 1045 */
     _Atomic uint32_t open_mode, kill_mode, reset_mode, fail_code;
     _Atomic uint32_t facts;     /* DBP_FACT_* of sessions that are opened from now on */
     _Atomic uint32_t linger;    /* 1: the server does not hang up after COM_QUIT or an end of file */

@@ -416,6 +416,44 @@ static void test_a_refused_login_is_not_repeated_and_told_at_once(void **state) 
     assert_true(eventually_equal(&count->waiting, 0));
 }
 
+static int register_again(const char *password) {
+    char text[DBP_TEXT_MAX];
+
+    strcpy(spec.password, password);
+    return dbp_broker_register(broker, &spec, text);
+}
+
+/* A mule with older settings, say: what works for all others is not lost by it. */
+static void test_a_wrong_password_does_not_replace_the_right_one(void **state) {
+    struct puppet *p = client();
+
+    (void)state;
+    strcpy(fake->password, "pa55-Of-TheTest");
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(register_again("wrong"), 0);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_DOOM), 0);
+    assert_int_equal(puppet_acquire(p, 0), 0); /* one login more, and no waiter is told */
+    assert_int_equal(atomic_load(&fake->fails), 1);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_DOOM), 0);
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(atomic_load(&fake->fails), 1);
+}
+
+static void test_the_right_password_is_tried_at_once(void **state) {
+    struct puppet *p = client();
+
+    (void)state;
+    strcpy(fake->password, "rotated");
+    assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
+    assert_true(error_is(p, 1045));
+    assert_int_equal(register_again("rotated"), 0);
+    assert_int_equal(puppet_acquire(p, 0), 0); /* and not after the time that a refusal takes */
+    assert_int_equal(register_again("wrong"), 0);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_DOOM), 0);
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    strcpy(spec.password, "pa55-Of-TheTest");
+}
+
 static void test_a_failed_login_fails_nobody_while_sessions_live(void **state) {
     struct puppet *p = client(), *q = client();
 
@@ -885,6 +923,8 @@ int main(void) {
         TEST(test_I5_a_dead_session_granted_to_a_dead_waiter_goes_to_nobody),
         TEST(test_a_failed_login_is_told_to_who_waited_and_tried_again),
         TEST(test_a_refused_login_is_not_repeated_and_told_at_once),
+        TEST(test_a_wrong_password_does_not_replace_the_right_one),
+        TEST(test_the_right_password_is_tried_at_once),
         TEST(test_a_failed_login_fails_nobody_while_sessions_live),
         TEST(test_I2_malformed_deliveries_lose_no_place),
         TEST(test_I2_a_killed_holders_sessions_are_killed_and_replaced),

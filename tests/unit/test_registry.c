@@ -144,7 +144,7 @@ static void test_a_free_place_is_as_new(void **state) {
     assert_int_equal(atomic_load(&table->n_pools), 1);
 }
 
-static void test_the_newest_policy_and_password_win(void **state) {
+static void test_the_newest_policy_wins_and_the_password_is_a_candidate(void **state) {
     struct dbp_pool_spec spec = test_spec("default", 3, 2);
     uint32_t pool = 99;
 
@@ -158,9 +158,44 @@ static void test_the_newest_policy_and_password_win(void **state) {
     assert_int_equal(put(&spec, &pool), 0);
     assert_int_equal(pool, 0);
     assert_int_equal(dbp_registry_spec(registry, 0)->recycle_s, 60);
-    assert_string_equal(dbp_registry_spec(registry, 0)->password, "pa55-rotated");
+    assert_string_equal(dbp_registry_spec(registry, 0)->password, "pa55-Of-TheTest");
+    assert_true(dbp_registry_candidate(registry, 0) != 0);
     assert_int_equal(atomic_load(&table->pools[0].count.max), 15);
     assert_int_equal(atomic_load(&table->pools[0].ring_above), 10);
+}
+
+static const char *login_password(void) {
+    static struct dbp_pool_spec spec;
+
+    dbp_registry_login_spec(registry, 0, &spec);
+    return spec.password;
+}
+
+static void test_a_candidate_becomes_the_password_or_is_forgotten(void **state) {
+    struct dbp_pool_spec spec = test_spec("default", 3, 2);
+    uint32_t pool;
+
+    (void)state;
+    assert_int_equal(put(&spec, &pool), 0);
+    assert_int_equal(dbp_registry_candidate(registry, 0), 0);
+    assert_string_equal(login_password(), "pa55-Of-TheTest");
+    strcpy(spec.password, "wrong");
+    assert_int_equal(put(&spec, &pool), 0);
+    uint64_t first = dbp_registry_candidate(registry, 0);
+    assert_string_equal(login_password(), "wrong");
+    assert_int_equal(put(&spec, &pool), 0); /* said again: the same one */
+    assert_true(dbp_registry_candidate(registry, 0) == first);
+    dbp_registry_candidate_done(registry, 0, first, false);
+    assert_string_equal(login_password(), "pa55-Of-TheTest");
+    strcpy(spec.password, "rotated");
+    assert_int_equal(put(&spec, &pool), 0);
+    uint64_t second = dbp_registry_candidate(registry, 0);
+    assert_true(second != 0 && second != first);
+    dbp_registry_candidate_done(registry, 0, first, true); /* the answer to an older login */
+    assert_string_equal(dbp_registry_spec(registry, 0)->password, "pa55-Of-TheTest");
+    dbp_registry_candidate_done(registry, 0, second, true);
+    assert_string_equal(dbp_registry_spec(registry, 0)->password, "rotated");
+    assert_int_equal(dbp_registry_candidate(registry, 0), 0);
 }
 
 static void test_I10_a_specification_out_of_range_is_refused(void **state) {
@@ -269,7 +304,8 @@ int main(void) {
         TEST(test_the_first_fixes_the_rest_find),
         TEST(test_another_identity_is_another_pool_and_supersedes),
         TEST(test_a_free_place_is_as_new),
-        TEST(test_the_newest_policy_and_password_win),
+        TEST(test_the_newest_policy_wins_and_the_password_is_a_candidate),
+        TEST(test_a_candidate_becomes_the_password_or_is_forgotten),
         TEST(test_I10_a_specification_out_of_range_is_refused),
         TEST(test_there_is_room_for_so_many_pools),
         TEST(test_legal_names_and_long_passwords_fit),
