@@ -96,7 +96,7 @@ static void notice_a_dead_peer(int fd) {
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
 }
 
-void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session) {
+void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session, bool kill) {
     struct kept *kept = &keeper->sessions[session];
     static const uint8_t quit[5] = {1, 0, 0, 0, 1}; /* COM_QUIT */
 
@@ -107,7 +107,7 @@ void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session) {
     kept->resetting = false;
     kept->ending = true;
     kept->deadline_us = dbp_now_us() + DBP_END_MOST_US;
-    kept->wants_kill = dbp_word_owner(word_of(keeper, session)) != 0;
+    kept->wants_kill = kill;
     /* An idle wire takes COM_QUIT: the server leaves at once and counts no aborted client. */
     if (!kept->wants_kill &&
         send(keeper->fds[session], quit, sizeof quit, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof quit)
@@ -124,9 +124,10 @@ void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session) {
 void dbp_ending_unfit(struct dbp_keeper *keeper, uint32_t session) {
     atomic_store(&shared(keeper, session)->unfit, DBP_UNFIT);
     dbp_word word = word_of(keeper, session);
-    if ((dbp_word_state(word) == DBP_IDLE || dbp_word_state(word) == DBP_RESETTING) &&
-        dbp_session_move(keeper->table, session, word, DBP_CLOSING, dbp_word_state(word) == DBP_RESETTING, NULL))
-        dbp_ending_begin(keeper, session);
+    bool kill = dbp_word_state(word) == DBP_RESETTING;
+    if ((dbp_word_state(word) == DBP_IDLE || kill) &&
+        dbp_session_move(keeper->table, session, word, DBP_CLOSING, kill, NULL))
+        dbp_ending_begin(keeper, session, kill);
 }
 
 bool dbp_ending_drained(int fd) {
@@ -165,7 +166,7 @@ static void make_room(struct dbp_keeper *keeper, uint32_t pool) {
         keeper->pools[other].no_login_before_us = keeper->pools[pool].no_login_before_us =
             dbp_now_us() + DBP_RETRY_MOST_US;
         dbp_kept_look_again(keeper, other);
-        dbp_ending_begin(keeper, i);
+        dbp_ending_begin(keeper, i, false);
         return;
     }
 }

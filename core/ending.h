@@ -7,8 +7,8 @@
 
 #include "kept.h"
 
-/* Takes up a session that is in CLOSING. */
-void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session);
+/* Takes up a session that is in CLOSING. kill: its wire is not known to be idle. */
+void dbp_ending_begin(struct dbp_keeper *keeper, uint32_t session, bool kill);
 /* A session in CLOSING has come to its end. */
 void dbp_ending_done(struct dbp_keeper *keeper, uint32_t session);
 /* CLOSING or OPENING to EMPTY: the place in the cap is free again. */

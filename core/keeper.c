@@ -29,14 +29,16 @@ void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     atomic_store(&keeper->table->pools[pool].attention, 0);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct kept *kept = &keeper->sessions[i];
-        enum dbp_state state = dbp_word_state(word_of(keeper, i));
-        if (!keeper->home[i] || pool_of(keeper, i) != pool)
+        dbp_word word = word_of(keeper, i);
+        enum dbp_state state = dbp_word_state(word);
+        if (!keeper->home[i] || pool_of(keeper, i) != pool ||
+            kept->opening_sent) /* no client has anything of a login */
             continue;
         if (state == DBP_CLOSING && !kept->ending)
-            dbp_ending_begin(keeper, i);
+            dbp_ending_begin(keeper, i, dbp_word_owner(word) != 0);
         else if (state == DBP_RESETTING && !kept->resetting)
             dbp_resetting_begin(keeper, i);
-        else if (state == DBP_IDLE && atomic_load(&shared(keeper, i)->unfit))
+        else if (state == DBP_IDLE && (kept->server_gone || atomic_load(&shared(keeper, i)->unfit)))
             dbp_ending_unfit(keeper, i);
     }
     dbp_opening_tend(keeper, pool);
@@ -75,7 +77,7 @@ static void check_age(struct dbp_keeper *keeper, uint32_t session, const struct 
 /* An idle session that has been silent for long is asked whether it is still there, before a firewall forgets it. */
 static void check_silence(struct dbp_keeper *keeper, uint32_t session, const struct dbp_pool_spec *spec, uint64_t now,
                           uint64_t *nextp) {
-    uint64_t spoke = keeper->sessions[session].spoke_us, returned = atomic_load(&shared(keeper, session)->returned_us);
+    uint64_t spoke = keeper->sessions[session].spoke_us, returned = dbp_kept_returned_us(keeper, session);
     dbp_word word = word_of(keeper, session);
 
     if (spec->keepalive_s == 0 || dbp_word_state(word) != DBP_IDLE)
@@ -152,7 +154,7 @@ static void mend(struct dbp_keeper *keeper, uint32_t session) {
     }
     dbp_session_force(keeper->table, session, DBP_CLOSING, 1);
     if (!kept->ending)
-        dbp_ending_begin(keeper, session);
+        dbp_ending_begin(keeper, session, true);
 }
 
 uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
@@ -281,7 +283,7 @@ void dbp_keeper_end_all(struct dbp_keeper *keeper) {
             state = dbp_word_state(word);
         }
         if (dbp_word_state(word_of(keeper, i)) == DBP_CLOSING)
-            dbp_ending_begin(keeper, i);
+            dbp_ending_begin(keeper, i, state != DBP_IDLE);
     }
 }
 
@@ -303,9 +305,11 @@ void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
             dbp_handoff_bury(&keeper->share, pool, slot);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         dbp_word word = word_of(keeper, i);
-        if (dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) == slot &&
+        const struct kept *kept = &keeper->sessions[i];
+        if (keeper->home[i] && !kept->opening_sent && !kept->ending && !kept->resetting &&
+            dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) == slot &&
             dbp_session_move(keeper->table, i, word, DBP_CLOSING, 1, NULL))
-            dbp_ending_begin(keeper, i);
+            dbp_ending_begin(keeper, i, true);
     }
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
         if (!dbp_registry_spec(keeper->registry, pool))

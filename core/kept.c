@@ -37,6 +37,14 @@ bool dbp_kept_move(struct dbp_keeper *keeper, uint32_t session, enum dbp_state f
     return dbp_word_state(word) == from && dbp_session_move(keeper->table, session, word, to, owner, NULL);
 }
 
+uint64_t dbp_kept_returned_us(const struct dbp_keeper *keeper, uint32_t session) {
+    uint64_t returned = atomic_load(&shared(keeper, session)->returned_us);
+
+    return returned >= keeper->sessions[session].opened_us && returned <= dbp_now_us()
+               ? returned
+               : keeper->sessions[session].spoke_us;
+}
+
 void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd) {
     if (keeper->fds[session] >= 0)
         close(keeper->fds[session]);

@@ -44,7 +44,7 @@ struct kept {
     uint32_t incarnation; /* of the session in this slot */
     struct dbp_endpoint endpoint;
     uint64_t candidate; /* the password of its login, dbp_registry_candidate */
-    bool replaced; /* another one was opened for it */
+    bool replaced;      /* another one was opened for it */
     struct dbp_reset reset;
     struct dbp_session_facts facts;
 };
@@ -134,6 +134,8 @@ void dbp_kept_watch(struct dbp_keeper *keeper, uint32_t session, uint32_t events
 /* Moves a session that is in state `from`. False: it is not, or not any more. */
 bool dbp_kept_move(struct dbp_keeper *keeper, uint32_t session, enum dbp_state from, enum dbp_state to,
                    uint32_t owner) DBP_MUST_USE;
+/* When the session came back last. Its holder writes that, so it is believed only where it can be true. */
+uint64_t dbp_kept_returned_us(const struct dbp_keeper *keeper, uint32_t session);
 /* Consumes fd; -1 only closes the old one. */
 void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd);
 /* A number from 0 to most: for jitter, not for secrets. */

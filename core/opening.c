@@ -143,10 +143,11 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     if (candidate && is_the_passwords(error->code)) {
         /* The next login tries the other one. */
         if (candidate == dbp_registry_candidate(keeper->registry, pool))
-            dbp_kept_say(keeper, DBP_LOG_WARNING,
-                         "pool '%s': some process has another password than the others, which the server refuses: the one "
-                         "before it stays ((%u) %.*s)",
-                         alias_of(keeper, pool), error->code, (int)sizeof error->text - 1, error->text);
+            dbp_kept_say(
+                keeper, DBP_LOG_WARNING,
+                "pool '%s': some process has another password than the others, which the server refuses: the one "
+                "before it stays ((%u) %.*s)",
+                alias_of(keeper, pool), error->code, (int)sizeof error->text - 1, error->text);
         dbp_registry_candidate_done(keeper->registry, pool, candidate, false);
         dbp_opening_tend(keeper, pool);
         return;
@@ -275,16 +276,15 @@ static bool retire_one(struct dbp_keeper *keeper, uint32_t pool) {
 
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         dbp_word w = word_of(keeper, i);
-        if (dbp_word_state(w) != DBP_IDLE || pool_of(keeper, i) != pool ||
-            atomic_load(&shared(keeper, i)->returned_us) >= since)
+        if (dbp_word_state(w) != DBP_IDLE || pool_of(keeper, i) != pool || dbp_kept_returned_us(keeper, i) >= since)
             continue;
-        since = atomic_load(&shared(keeper, i)->returned_us);
+        since = dbp_kept_returned_us(keeper, i);
         oldest = i;
         word = w;
     }
     if (oldest == DBP_SESSIONS_MAX || !dbp_session_move(keeper->table, oldest, word, DBP_CLOSING, 0, NULL))
         return false;
-    dbp_ending_begin(keeper, oldest);
+    dbp_ending_begin(keeper, oldest, false);
     return true;
 }
 
@@ -294,7 +294,7 @@ static void count_unused(struct dbp_keeper *keeper, uint32_t pool, uint64_t time
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         if (dbp_word_state(word_of(keeper, i)) != DBP_IDLE || pool_of(keeper, i) != pool)
             continue;
-        uint64_t at = atomic_load(&shared(keeper, i)->returned_us) + timeout_us;
+        uint64_t at = dbp_kept_returned_us(keeper, i) + timeout_us;
         if (at <= now)
             ++*np;
         else if (*nextp == 0 || at < *nextp)

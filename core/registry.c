@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 
 struct dbp_registry {
-    struct dbp_pool_spec *specs;   /* DBP_POOLS_MAX, mapped on their own pages */
+    struct dbp_pool_spec *specs;                                       /* DBP_POOLS_MAX, mapped on their own pages */
     char (*candidates)[sizeof(((struct dbp_pool_spec *)0)->password)]; /* behind them */
     uint64_t candidate[DBP_POOLS_MAX];                                 /* 0: there is none */
     uint64_t since[DBP_POOLS_MAX]; /* turn in which it became its alias's current pool; 0: a free place */
@@ -18,8 +18,7 @@ struct dbp_registry {
     bool wiped_by_hand; /* the kernel does not do it (MADV_WIPEONFORK): dbp_registry_fork_child does */
 };
 
-#define SPECS_SIZE \
-    (DBP_POOLS_MAX * (sizeof(struct dbp_pool_spec) + sizeof(((struct dbp_pool_spec *)0)->password)))
+#define SPECS_SIZE (DBP_POOLS_MAX * (sizeof(struct dbp_pool_spec) + sizeof(((struct dbp_pool_spec *)0)->password)))
 
 int dbp_registry_new(struct dbp_registry **registryp) {
     struct dbp_registry *registry = calloc(1, sizeof *registry);
@@ -215,6 +214,7 @@ static uint32_t take_place(const struct dbp_registry *registry, struct dbp_table
 void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *table) {
     uint32_t n_pools = 0;
 
+    dbp_table_sign(table);
     for (uint32_t i = 0; i < DBP_POOLS_MAX; i++) {
         struct dbp_pool *pool = &table->pools[i];
         atomic_store(&pool->live, registry->since[i] != 0);

@@ -16,11 +16,12 @@ struct dbp_registry *dbp_registry_free(struct dbp_registry *registry); /* wipes;
 /* In a forked child: wipes the passwords where the kernel has not. */
 void dbp_registry_fork_child(struct dbp_registry *registry);
 
-/* Finds the pool of this alias and identity or adds it, and publishes it in the table; the policy is taken over (the newest
- * settings win). Another password than it had is a candidate, until a login shows what it is worth. It is the alias's current pool then; one of another identity that the alias had
- * before is superseded. spec comes from outside and is checked here. 0 with *poolp; *changedp says that it was not the
- * current one before, and then text what tells it from the one that was (empty: there was none). DBP_E_INVALID,
- * DBP_E_FULL, each with a text (DBP_TEXT_MAX bytes) that names the field. No text has a secret. */
+/* Finds the pool of this alias and identity or adds it, and publishes it in the table; the policy is taken over (the
+ * newest settings win). Another password than it had is a candidate, until a login shows what it is worth. It is the
+ * alias's current pool then; one of another identity that the alias had before is superseded. spec comes from outside
+ * and is checked here. 0 with *poolp; *changedp says that it was not the current one before, and then text what tells
+ * it from the one that was (empty: there was none). DBP_E_INVALID, DBP_E_FULL, each with a text (DBP_TEXT_MAX bytes)
+ * that names the field. No text has a secret. */
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
                      char *text, uint32_t *poolp, bool *changedp) DBP_MUST_USE;
 

@@ -18,7 +18,7 @@ void dbp_resetting_failed(struct dbp_keeper *keeper, uint32_t session, const cha
     dbp_kept_say(keeper, DBP_LOG_WARNING, "pool '%s': session %u could not be reset (%s) and is ended",
                  alias_of(keeper, pool_of(keeper, session)), keeper->sessions[session].facts.connection_id, why);
     if (dbp_kept_move(keeper, session, DBP_RESETTING, DBP_CLOSING, 1))
-        dbp_ending_begin(keeper, session);
+        dbp_ending_begin(keeper, session, true);
     dbp_kept_look_again(keeper, pool_of(keeper, session)); /* a waiter may have counted on it */
 }
 
@@ -104,7 +104,7 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
     }
     if (kind == DBP_RESET_FULL && (kept->facts.status & DBP_FACT_NO_RESET)) {
         if (dbp_kept_move(keeper, session, DBP_RESETTING, DBP_CLOSING, 0))
-            dbp_ending_begin(keeper, session);
+            dbp_ending_begin(keeper, session, false);
         dbp_kept_look_again(keeper, pool_of(keeper, session));
         return;
     }

@@ -25,6 +25,15 @@ static const uint32_t edges[DBP_STATES] = {
     [DBP_CLOSING] = EDGE(DBP_EMPTY),
 };
 
+void dbp_table_sign(struct dbp_table *table) {
+    if (table->size != sizeof *table)
+        table->size = sizeof *table;
+    if (table->version != DBP_VERSION)
+        table->version = DBP_VERSION;
+    if (table->magic != DBP_TABLE_MAGIC)
+        table->magic = DBP_TABLE_MAGIC;
+}
+
 int dbp_table_new(struct dbp_table **tablep) {
     int fd = memfd_create("dbpool-table", MFD_CLOEXEC);
     if (fd < 0)
@@ -38,9 +47,7 @@ int dbp_table_new(struct dbp_table **tablep) {
         return -error;
 
     struct dbp_table *table = memory; /* zeroed: every session EMPTY, every pool not live */
-    table->size = sizeof *table;
-    table->version = DBP_VERSION;
-    table->magic = DBP_TABLE_MAGIC;
+    dbp_table_sign(table);
     *tablep = table;
     return 0;
 }

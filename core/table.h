@@ -137,6 +137,9 @@ _Static_assert(DBP_PROCS_MAX <= 1024, "queue entries have 10 bits for a process 
 int dbp_table_new(struct dbp_table **tablep) DBP_MUST_USE;
 struct dbp_table *dbp_table_free(struct dbp_table *table); /* NULL */
 
+/* Says what it is, again should somebody have written over it: an attaching process looks. Broker only. */
+void dbp_table_sign(struct dbp_table *table);
+
 /* True when the segment is one of this version and every word in it is in range (I10). */
 bool dbp_table_valid(const struct dbp_table *table);
 

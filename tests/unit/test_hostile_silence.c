@@ -358,6 +358,49 @@ static void test_a_word_that_is_overwritten_during_a_reset(void **state) {
     }
 }
 
+/* When a session was returned is written by its holder. */
+static void test_a_return_in_the_future_does_not_keep_a_session_for_ever(void **state) {
+    static const uint64_t lies[] = {UINT64_MAX, 0, 1};
+    struct dbp_pool_spec spec = test_spec("silent", 1, 0);
+    char text[DBP_TEXT_MAX];
+    uint32_t session, pool;
+    dbp_word word;
+    bool added;
+
+    spec.idle_timeout_s = 3;
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        assert_int_equal(dbp_registry_put(registry, table, &spec, text, &pool, &added), 0);
+        lease(&session, &word);
+        assert_true(dbp_idle_put(table, session, word));
+        atomic_store(&table->sessions[session].returned_us, lies[i]);
+        pass(1);
+        assert_int_equal(dbp_word_state(atomic_load(&table->sessions[session].word)), DBP_IDLE);
+        pass(5);
+        assert_int_equal(dbp_word_state(atomic_load(&table->sessions[session].word)), DBP_CLOSING);
+        assert_int_equal(teardown(state), 0);
+        assert_int_equal(setup(state), 0);
+    }
+}
+
+/* A login is the broker's and the connector's alone: there is nothing to end, to reset or to KILL. */
+static void test_a_word_that_is_overwritten_during_a_login(void **state) {
+    for (uint32_t value = 0; value < 16; value++) {
+        uint32_t ticket = wait_in_line(), session = asked.open.session, next;
+        dbp_word word = atomic_load(&table->sessions[session].word);
+        atomic_store(&table->sessions[session].word, (word & ~(dbp_word)0xfffffff) | 1u << 4 | value);
+        dbp_keeper_attend(keeper, 0);
+        dbp_keeper_holder_died(keeper, 1);
+        assert_int_equal(n_kills, 0);
+        pass(1);
+        assert_int_equal(n_kills, 0);
+        ticket = wait_in_line();
+        deliver();
+        assert_int_equal(claim(ticket, &next, &word), 0);
+        assert_int_equal(teardown(state), 0);
+        assert_int_equal(setup(state), 0);
+    }
+}
+
 static void test_a_ping_that_is_never_answered_costs_the_session(void **state) {
     uint32_t session, next;
     dbp_word word;
@@ -398,6 +441,8 @@ int main(void) {
         TEST(test_a_server_that_does_not_quit_is_told_by_kill),
         TEST(test_an_idle_session_makes_room_for_a_kill),
         TEST(test_a_word_that_is_overwritten_during_a_reset),
+        TEST(test_a_return_in_the_future_does_not_keep_a_session_for_ever),
+        TEST(test_a_word_that_is_overwritten_during_a_login),
         TEST(test_a_ping_that_is_never_answered_costs_the_session),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
