@@ -135,6 +135,7 @@ static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
     }
     /* The slot is free only now: nothing in the table names it any more. */
     atomic_store(&broker->share.table->procs[slot].pid, 0);
+    dbp_keeper_attached(broker->keeper, slot, false);
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
         if (proc->pools & 1u << pool)
             dbp_keeper_left(broker->keeper, pool);
@@ -197,6 +198,7 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
     memcpy(shared->label, msg->label, sizeof shared->label);
     shared->label[sizeof shared->label - 1] = '\0';
     atomic_store(&shared->pid, (uint32_t)pid);
+    dbp_keeper_attached(broker->keeper, (uint32_t)slot, true);
 
     union dbp_wire_any answer;
     memset(&answer.attached, 0, sizeof answer.attached);

@@ -188,14 +188,14 @@ void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slo
     }
 }
 
-void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool) {
+void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool, const uint64_t *attached) {
     struct dbp_queue *queue = &share->table->pools[pool].queue;
 
     for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
         dbp_place place = atomic_load(&queue->places[i]);
         uint32_t proc = dbp_place_proc(place);
         if (dbp_place_state(place) != DBP_PLACE_FREE &&
-            (proc >= DBP_PROCS_MAX || atomic_load(&share->table->procs[proc].pid) == 0))
+            (proc >= DBP_PROCS_MAX || !(attached[proc / 64u] >> proc % 64u & 1u)))
             dbp_handoff_bury(share, pool, proc);
     }
 }

@@ -28,9 +28,9 @@ void dbp_handoff_fail(const struct dbp_share *share, uint32_t pool, uint32_t bef
 /* Frees all places of a dead process; sessions granted to them go back. Broker only, then match. */
 void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slot);
 
-/* Frees places of processes that are not attached: damage, or one that hung up its channel and went on. Waiting there
+/* Frees places of processes that are not attached (attached: a bit for each slot that is): damage, or one that hung up its channel and went on. Waiting there
  * they would be granted sessions that nobody takes. Broker only, then sweep. */
-void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool);
+void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool, const uint64_t *attached);
 
 /* Puts right what a process killed or stopped in the middle of an operation left: idle sessions without their bit,
  * grants that the waiter does not know of, waiters that were granted and not woken. Broker only, any time. */

@@ -117,6 +117,10 @@ static void drop(struct dbp_keeper *keeper, uint32_t pool) {
     keeper->pools[pool] = (struct kept_pool){.allowance = UINT32_MAX};
 }
 
+static bool is_attached(const struct dbp_keeper *keeper, uint32_t slot) {
+    return keeper->attached[slot / 64u] >> slot % 64u & 1u;
+}
+
 /* What the broker itself has begun or not begun with a session leaves few states for its word. */
 static bool possible(const struct dbp_keeper *keeper, uint32_t session, dbp_word word) {
     const struct kept *kept = &keeper->sessions[session];
@@ -129,7 +133,7 @@ static bool possible(const struct dbp_keeper *keeper, uint32_t session, dbp_word
     if (kept->opening_sent || kept->ending || kept->resetting)
         return state == (kept->opening_sent ? DBP_OPENING : kept->ending ? DBP_CLOSING : DBP_RESETTING);
     if (state == DBP_LEASED &&
-        (dbp_word_owner(word) >= DBP_PROCS_MAX || atomic_load(&keeper->table->procs[dbp_word_owner(word)].pid) == 0))
+        (dbp_word_owner(word) >= DBP_PROCS_MAX || !is_attached(keeper, dbp_word_owner(word))))
         return false;
     return state < DBP_STATES && state != DBP_EMPTY && state != DBP_OPENING;
 }
@@ -194,7 +198,7 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         if (!dbp_registry_spec(keeper->registry, pool))
             continue;
         if (sweep) {
-            dbp_handoff_bury_strangers(&keeper->share, pool);
+            dbp_handoff_bury_strangers(&keeper->share, pool, keeper->attached);
             dbp_handoff_sweep(&keeper->share, pool);
             dbp_table_recount(keeper->table, pool);
             dbp_keeper_attend(keeper, pool);
@@ -297,6 +301,12 @@ bool dbp_keeper_kills_pending(const struct dbp_keeper *keeper) {
 }
 
 /* ---- processes ---- */
+
+void dbp_keeper_attached(struct dbp_keeper *keeper, uint32_t slot, bool attached) {
+    uint64_t bit = (uint64_t)1 << slot % 64u;
+
+    keeper->attached[slot / 64u] = attached ? keeper->attached[slot / 64u] | bit : keeper->attached[slot / 64u] & ~bit;
+}
 
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
     /* Places first: a session granted to one of them then goes back by the sweep instead of being lost. */

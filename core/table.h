@@ -107,7 +107,7 @@ struct dbp_pool {
 };
 
 struct dbp_proc {
-    _Atomic uint32_t pid; /* broker: 0 = free slot */
+    _Atomic uint32_t pid; /* broker, for people: 0 = free slot, or a process of another pid namespace */
     uint32_t reserved;
     char label[24]; /* broker, before pid */
 };

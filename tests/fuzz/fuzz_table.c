@@ -167,8 +167,6 @@ static void stage_open(void) {
     memset(share.table->procs, 0, sizeof *share.table - offsetof(struct dbp_table, procs));
     atomic_store(&share.table->broker_up, 1);
     atomic_store(&share.table->n_pools, 0);
-    atomic_store(&share.table->procs[SLOT].pid, 11);
-    atomic_store(&share.table->procs[OTHER_SLOT].pid, 22);
     FUZZ_CHECK(dbp_registry_new(&registry) == 0);
     FUZZ_CHECK(dbp_keeper_new(&share, registry, &ops, DBP_SESSIONS_MAX, &keeper) == 0);
     for (uint32_t i = 0; i < POOLS; i++)
@@ -178,6 +176,8 @@ static void stage_open(void) {
     memset(servers, -1, sizeof servers);
     n_asked = 0;
     connector_works = 1;
+    dbp_keeper_attached(keeper, SLOT, true);
+    dbp_keeper_attached(keeper, OTHER_SLOT, true);
     dbp_keeper_connector_ready(keeper);
 }
 
@@ -475,7 +475,6 @@ static void everything_is_whole_again(void) {
     struct dbp_lease lease;
 
     /* What broker.c looks after itself. */
-    atomic_store(&share.table->procs[SLOT].pid, 11);
     atomic_store(&share.table->broker_up, 1);
     connector_works = 1;
     dbp_keeper_connector_ready(keeper);

@@ -312,9 +312,9 @@ static int setup(void **state) {
     if (dbp_registry_put(registry, table, &spec, text, &pool, &added) != 0)
         return -1;
     queue = &table->pools[pool].queue;
-    atomic_store(&table->procs[SLOT].pid, (uint32_t)getpid()); /* attached: the keeper ends what strangers hold */
     if (dbp_keeper_new(&share, registry, &ops, DBP_SESSIONS_MAX, &keeper) != 0)
         return -1;
+    dbp_keeper_attached(keeper, SLOT, true); /* the keeper ends what strangers hold */
     dbp_keeper_connector_ready(keeper);
     return 0;
 }

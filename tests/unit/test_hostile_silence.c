@@ -72,7 +72,7 @@ static int setup(void **state) {
         return -1;
     table = share.table;
     count = &table->pools[0].count;
-    atomic_store(&table->procs[1].pid, 1);
+    dbp_keeper_attached(keeper, 1, true);
     dbp_keeper_connector_ready(keeper);
     return 0;
 }
@@ -358,6 +358,23 @@ static void test_a_word_that_is_overwritten_during_a_reset(void **state) {
     }
 }
 
+/* A container's process has no pid here: who is attached is known by its channel. */
+static void test_a_holder_without_a_pid_keeps_its_lease(void **state) {
+    uint32_t session;
+    dbp_word word;
+
+    (void)state;
+    lease(&session, &word);
+    assert_int_equal(atomic_load(&table->procs[1].pid), 0);
+    wait_in_line();
+    pass(5);
+    assert_true(atomic_load(&table->sessions[session].word) == word);
+    assert_false(dbp_queue_quiet(&table->pools[0].queue));
+    dbp_keeper_attached(keeper, 1, false); /* and without a channel nobody has it */
+    pass(2);
+    assert_int_equal(dbp_word_state(atomic_load(&table->sessions[session].word)), DBP_CLOSING);
+}
+
 /* When a session was returned is written by its holder. */
 static void test_a_return_in_the_future_does_not_keep_a_session_for_ever(void **state) {
     static const uint64_t lies[] = {UINT64_MAX, 0, 1};
@@ -441,6 +458,7 @@ int main(void) {
         TEST(test_a_server_that_does_not_quit_is_told_by_kill),
         TEST(test_an_idle_session_makes_room_for_a_kill),
         TEST(test_a_word_that_is_overwritten_during_a_reset),
+        TEST(test_a_holder_without_a_pid_keeps_its_lease),
         TEST(test_a_return_in_the_future_does_not_keep_a_session_for_ever),
         TEST(test_a_word_that_is_overwritten_during_a_login),
         TEST(test_a_ping_that_is_never_answered_costs_the_session),
