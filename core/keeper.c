@@ -20,8 +20,9 @@
 
 #define TICK_US 1000000u /* sweep and ages: bounds how long a stopped process's half-done work can stay */
 #define FIRST_CONNECTOR_MOST_US 5000000u /* it is started with everything else */
-#define CONNECTOR_MOST_US 1000000u       /* without a connector, before those who need a login are told so */
-#define REPLACE_EARLY_US 5000000u        /* before the end of a lifetime: more than a login takes */
+#define CONNECTOR_MOST_US \
+    3000000u /* without one, before who needs a login is told: after a harakiri uWSGI sleeps a second */
+#define REPLACE_EARLY_US 5000000u /* before the end of a lifetime: more than a login takes */
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     /* The flag is taken before the look, so that what comes during the look rings again; and at every look, not only
@@ -132,8 +133,7 @@ static bool possible(const struct dbp_keeper *keeper, uint32_t session, dbp_word
         return false;
     if (kept->opening_sent || kept->ending || kept->resetting)
         return state == (kept->opening_sent ? DBP_OPENING : kept->ending ? DBP_CLOSING : DBP_RESETTING);
-    if (state == DBP_LEASED &&
-        (dbp_word_owner(word) >= DBP_PROCS_MAX || !is_attached(keeper, dbp_word_owner(word))))
+    if (state == DBP_LEASED && (dbp_word_owner(word) >= DBP_PROCS_MAX || !is_attached(keeper, dbp_word_owner(word))))
         return false;
     return state < DBP_STATES && state != DBP_EMPTY && state != DBP_OPENING;
 }

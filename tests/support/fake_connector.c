@@ -70,6 +70,12 @@ static void err(const struct server_end *end) {
         return;
 }
 
+/* What no broker may send. */
+static void strange(struct fake *fake, const char *what, int number, const char *text) {
+    fprintf(stderr, "fake server: %s %d '%s'\n", what, number, text);
+    atomic_fetch_add(&fake->strange, 1);
+}
+
 static void query(struct fake *fake, struct server_end *end, const char *sql) {
     bool rollback = strncmp(sql, "ROLLBACK", 8) == 0, autocommit = strncmp(sql, "SET autocommit=", 15) == 0;
     bool question = strncmp(sql, "Q ", 2) == 0, commit = strncmp(sql, "COMMIT", 6) == 0;
@@ -105,7 +111,7 @@ static void query(struct fake *fake, struct server_end *end, const char *sql) {
     } else if (question)
         nonce = strtoull(sql + 2, NULL, 10);
     else if (!rollback && !commit)
-        atomic_fetch_add(&fake->strange, 1);
+        strange(fake, "statement", 3, sql);
     ok(end, nonce);
     if (question) /* counted when its answer is there */
         atomic_fetch_add(&fake->queries, 1);
@@ -148,7 +154,7 @@ static void serve(struct fake *fake, struct server_end *end) {
             continue;
         }
         if (command != 3)
-            atomic_fetch_add(&fake->strange, 1);
+            strange(fake, "command", command, sql);
         query(fake, end, sql);
     }
 }
@@ -345,7 +351,7 @@ static void run(const struct dbp_share *share, struct fake *fake) {
             else if (rc == 0 && msg.head.type == DBP_WIRE_CANCEL)
                 atomic_fetch_add(&fake->cancels, 1);
             else if (rc != -EAGAIN)
-                atomic_fetch_add(&fake->strange, 1);
+                strange(fake, "message", rc, "");
         }
     }
 }
