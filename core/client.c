@@ -39,8 +39,12 @@ struct dbp_client {
 /* ---- a forked child must neither use nor keep the parent's sessions (I11) ---- */
 
 static struct dbp_client *the_client; /* atfork handlers have no argument; one client per process */
+/* Guards the pointer. Held while a client attaches: a fork in the middle of that would meet a client that it has not
+ * locked, and a channel that no list names. */
+static pthread_mutex_t the_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void before_fork(void) {
+    pthread_mutex_lock(&the_lock);
     if (the_client)
         pthread_mutex_lock(&the_client->lock);
 }
@@ -48,11 +52,13 @@ static void before_fork(void) {
 static void after_fork_parent(void) {
     if (the_client)
         pthread_mutex_unlock(&the_client->lock);
+    pthread_mutex_unlock(&the_lock);
 }
 
 static void after_fork_child(void) {
     struct dbp_client *client = the_client;
 
+    pthread_mutex_unlock(&the_lock);
     if (!client)
         return;
     pthread_mutex_unlock(&client->lock);
@@ -144,6 +150,7 @@ int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t
     client->share = *share;
     client->channel = -1;
     pthread_mutex_init(&client->lock, NULL);
+    pthread_mutex_lock(&the_lock);
     int rc = dbp_attach(share, DBP_ROLE_CLIENT, label, deadline_us, &client->channel, &client->slot);
     if (rc == 0 && client->slot >= share->n_wake_fds)
         rc = DBP_E_FULL;
@@ -152,13 +159,12 @@ int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t
         if (read(share->wake_fds[client->slot], &stale, sizeof stale) < 0 && errno != EAGAIN)
             rc = -errno;
     }
-    if (rc != 0) {
+    if (rc == 0)
+        the_client = *clientp = client;
+    else
         client_free(client);
-        return rc;
-    }
-    the_client = client;
-    *clientp = client;
-    return 0;
+    pthread_mutex_unlock(&the_lock);
+    return rc;
 }
 
 /* Sends a request and waits for its answer; answers to requests that were given up are dropped by their serial.

@@ -164,6 +164,8 @@ static void *broker_run(void *arg) {
 
 /* ---- fixtures ---- */
 
+static pthread_mutex_t may_attach = PTHREAD_MUTEX_INITIALIZER;
+
 static void make_idle(uint32_t session) {
     dbp_word word = atomic_load(&table->sessions[session].word);
 
@@ -172,8 +174,23 @@ static void make_idle(uint32_t session) {
         abort();
 }
 
+/* Runs in the middle of a fork, after core's own handler, which was installed later than this one. */
+static _Atomic bool attach_now, attached, attached_within;
+
+static void in_a_fork(void) {
+    if (!atomic_exchange(&attach_now, false))
+        return;
+    atomic_store(&attached, false);
+    pthread_mutex_unlock(&may_attach);
+    for (int i = 0; i < 300 && !atomic_load(&attached); i++)
+        poll(NULL, 0, 1);
+    atomic_store(&attached_within, atomic_load(&attached));
+}
+
 static int group_setup(void **state) {
     (void)state;
+    if (pthread_atfork(in_a_fork, NULL, NULL) != 0)
+        return -1;
     if (dbp_share_new(8, &share, &broker_control) != 0)
         return -1;
     table = share.table;
@@ -919,6 +936,35 @@ static void test_a_channel_that_is_hung_up_says_closed(void **state) {
     assert_int_equal(dbp_session_fetch(client, &lease, in_seconds(WAIT_S), &fd, &facts), DBP_E_CLOSED);
 }
 
+static void *attach_beside(void *arg) {
+    struct dbp_client *other;
+
+    pthread_mutex_lock(&may_attach);
+    *(int *)arg = dbp_client_attach(&share, "worker 3", in_seconds(WAIT_S), &other);
+    atomic_store(&attached, true);
+    pthread_mutex_unlock(&may_attach);
+    return NULL;
+}
+
+/* Last: this process has another client then. A fork must not meet one that it has not locked, nor half a channel. */
+static void test_attaching_waits_for_a_fork_of_another_thread(void **state) {
+    pthread_t thread;
+    int rc = -1;
+
+    (void)state;
+    atomic_store(&broker.attach_mode, ANSWER);
+    pthread_mutex_lock(&may_attach);
+    assert_int_equal(pthread_create(&thread, NULL, attach_beside, &rc), 0);
+    atomic_store(&attach_now, true);
+    pid_t pid = fork_child();
+    if (pid == 0)
+        _exit(0);
+    assert_int_equal(wait_child(pid), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(rc, 0);
+    assert_false(atomic_load(&attached_within));
+}
+
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
@@ -954,6 +1000,7 @@ int main(void) {
         TEST(test_I11_a_forked_child_can_do_nothing_with_its_parents_session),
         TEST(test_fencing_replaces_what_is_there),
         TEST(test_a_channel_that_is_hung_up_says_closed),
+        TEST(test_attaching_waits_for_a_fork_of_another_thread),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }
