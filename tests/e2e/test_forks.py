@@ -181,7 +181,7 @@ class Forks(WithForks, unittest.TestCase):
     def test_respawned_while_sessions_come_and_go(self):
         """The mule, again and again, while sessions are opened and ended all the time."""
         with self.serve('pymysql', 'gevent', {'mule': self.script('churned', True)},
-                        {'pool_size': 1, 'max_overflow': 9, 'timeout': 60}) as uwsgi:
+                        {'pool_size': 1, 'max_overflow': 9, 'timeout': 60, 'overflow_grace': 0}) as uwsgi:
             stop = threading.Event()
 
             def ask():
