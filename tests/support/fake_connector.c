@@ -338,7 +338,7 @@ static void run(const struct dbp_share *share, struct fake *fake) {
         for (int i = 0; i < n_polled; i++)
             if (p[i + 2].revents && ends[i].fd >= 0 && ends[i].fd == p[i + 2].fd)
                 serve(fake, &ends[i]);
-        if (p[1].revents) {
+        if (p[1].revents && channel >= 0) { /* it may have been left just now */
             union dbp_wire_any msg;
             int fd = -1;
             int rc = dbp_wire_recv(channel, &msg, &fd, NULL);
