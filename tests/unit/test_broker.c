@@ -674,6 +674,24 @@ static void test_I10_garbage_on_a_channel_is_survived(void **state) {
     assert_whole(2);
 }
 
+/* Any process can take a lease in the table; the session itself goes to those who know the pool's settings. */
+static void test_a_session_is_handed_to_processes_that_registered_its_pool(void **state) {
+    struct puppet *known = client(), *stranger = puppet_new(&share);
+
+    (void)state;
+    assert_int_equal(puppet_acquire(known, 0), 0);
+    assert_int_equal(puppet_do(known, PUPPET_FETCH), 0);
+    assert_int_equal(puppet_release(known, 0, DBP_RETURN_CLEAN), 0);
+    assert_int_equal(puppet_do(stranger, PUPPET_ATTACH), 0);
+    stranger->pool = 0;
+    stranger->which = 0;
+    stranger->deadline_us = in_seconds(WAIT_S);
+    assert_int_equal(puppet_do(stranger, PUPPET_ACQUIRE), 0);
+    assert_int_equal(puppet_do(stranger, PUPPET_FETCH), DBP_E_STALE);
+    kill_child(stranger->pid);
+    assert_whole(2);
+}
+
 static void test_I10_only_the_connector_delivers(void **state) {
     struct puppet *p = client();
     union dbp_wire_any msg;
@@ -936,6 +954,7 @@ int main(void) {
         TEST(test_I2_a_kill_is_asked_of_the_next_connector),
         TEST(test_only_the_hosts_child_becomes_connector),
         TEST(test_I10_garbage_on_a_channel_is_survived),
+        TEST(test_a_session_is_handed_to_processes_that_registered_its_pool),
         TEST(test_I10_only_the_connector_delivers),
         TEST(test_I1_only_the_holder_is_given_the_fd),
         TEST(test_there_are_so_many_slots_and_they_come_back),

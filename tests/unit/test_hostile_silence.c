@@ -358,6 +358,39 @@ static void test_a_word_that_is_overwritten_during_a_reset(void **state) {
     }
 }
 
+/* The table says for people which session this is; what is killed, and where, is the broker's own knowledge. */
+static void test_what_is_killed_is_not_read_from_the_table(void **state) {
+    uint32_t session, ticket = wait_in_line();
+    struct dbp_wire_opened opened;
+    dbp_word word;
+    int pair[2];
+
+    (void)state;
+    memset(&opened, 0, sizeof opened);
+    opened.session = asked.open.session;
+    opened.incarnation = asked.open.incarnation;
+    opened.facts.status = 2;
+    opened.facts.connection_id = 101;
+    opened.endpoint.length = 16;
+    memset(opened.endpoint.address, 7, 16);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+    server = pair[1];
+    uint64_t then = now;
+    dbp_opening_delivered(keeper, &opened, pair[0]);
+    assert_int_equal(claim(ticket, &session, &word), 0);
+    atomic_store(&table->sessions[session].connection_id, 4711);
+    atomic_store(&table->sessions[session].incarnation, 4712);
+    atomic_store(&table->sessions[session].opened_us, UINT64_MAX);
+    pass(3);
+    assert_true(dbp_session_move(table, session, word, DBP_CLOSING, 1, NULL));
+    dbp_keeper_attend(keeper, 0);
+    assert_int_equal(asked.head.type, DBP_WIRE_KILL);
+    assert_int_equal(asked.kill.connection_id, 101);
+    assert_int_equal(asked.kill.incarnation, opened.incarnation);
+    assert_true(asked.kill.opened_us == then);
+    assert_memory_equal(&asked.kill.endpoint, &opened.endpoint, sizeof opened.endpoint); /* the session's own server */
+}
+
 /* A container's process has no pid here: who is attached is known by its channel. */
 static void test_a_holder_without_a_pid_keeps_its_lease(void **state) {
     uint32_t session;
@@ -458,6 +491,7 @@ int main(void) {
         TEST(test_a_server_that_does_not_quit_is_told_by_kill),
         TEST(test_an_idle_session_makes_room_for_a_kill),
         TEST(test_a_word_that_is_overwritten_during_a_reset),
+        TEST(test_what_is_killed_is_not_read_from_the_table),
         TEST(test_a_holder_without_a_pid_keeps_its_lease),
         TEST(test_a_return_in_the_future_does_not_keep_a_session_for_ever),
         TEST(test_a_word_that_is_overwritten_during_a_login),
