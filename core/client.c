@@ -137,20 +137,13 @@ static struct dbp_client *client_free(struct dbp_client *client) {
     return NULL;
 }
 
-int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
-                      struct dbp_client **clientp) {
-    if (!dbp_table_valid(share->table))
-        return -EPROTO;
-    pthread_once(&atfork_once, install_atfork);
-    if (atfork_error)
-        return -atfork_error;
+static int attach(const struct dbp_share *share, const char *label, uint64_t deadline_us, struct dbp_client **clientp) {
     struct dbp_client *client = calloc(1, sizeof *client);
     if (!client)
         return -ENOMEM;
     client->share = *share;
     client->channel = -1;
     pthread_mutex_init(&client->lock, NULL);
-    pthread_mutex_lock(&the_lock);
     int rc = dbp_attach(share, DBP_ROLE_CLIENT, label, deadline_us, &client->channel, &client->slot);
     if (rc == 0 && client->slot >= share->n_wake_fds)
         rc = DBP_E_FULL;
@@ -160,9 +153,23 @@ int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t
             rc = -errno;
     }
     if (rc == 0)
-        the_client = *clientp = client;
+        *clientp = client;
     else
         client_free(client);
+    return rc;
+}
+
+int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
+                      struct dbp_client **clientp) {
+    if (!dbp_table_valid(share->table))
+        return -EPROTO;
+    pthread_once(&atfork_once, install_atfork);
+    if (atfork_error)
+        return -atfork_error;
+    pthread_mutex_lock(&the_lock);
+    int rc = attach(share, label, deadline_us, clientp);
+    if (rc == 0)
+        the_client = *clientp;
     pthread_mutex_unlock(&the_lock);
     return rc;
 }

