@@ -51,6 +51,8 @@ static void test_the_floor_is_open_before_anybody_asks_and_is_kept(void **state)
     atomic_store(&fake->hang_up, atomic_load(&share.table->sessions[0].connection_id)); /* the server ends one */
     fake_poke(fake);
     assert_true(eventually_equal(&count->closed, 1));
+    /* Its idle count is summed up now and then, and may be the one of before. */
+    assert_true(eventually_at_least(&fake->opens, 3));
     assert_true(eventually_equal(&count->state[DBP_IDLE], 2));
     assert_int_equal(atomic_load(&fake->opens), 3);
 }
