@@ -251,12 +251,12 @@ void dbp_opening_crashed(struct dbp_keeper *keeper, uint32_t session, bool alone
         .code = 2013, .sqlstate = "HY000", .text = "dbpool: the connector process died while it logged in"};
     uint32_t pool = pool_of(keeper, session);
 
-    if (alone || keeper->pools[pool].failures >= CRASHES_MOST) {
+    if (keeper->pools[pool].failures >= (alone ? CRASHES_MOST - 1 : CRASHES_MOST)) {
         login_failed(keeper, session, &crashed);
         return;
     }
-    /* Another login of that moment may have been the cause: whoever waits is not told so yet. Each pool has one login
-     * at a time now, until one of its logins succeeds. */
+    /* It may have been killed, or another login of that moment was the cause: whoever waits is not told so yet. Each
+     * pool has one login at a time now, until one of its logins succeeds. */
     dbp_ending_vacate(keeper, session);
     count_failure(keeper, pool, &crashed);
 }
