@@ -133,12 +133,12 @@ def _inodes_to_port(port):
 
 
 def connected_ports(port):
-    """Remote ports of the connections that a local server at port has now, both ways open."""
+    """Remote ports of the connections that a local server at port has not closed yet, whoever is at the other end."""
     with open('/proc/net/tcp') as f:
         next(f)
         rows = [line.split()[1:4] for line in f]
     return {int(remote.rpartition(':')[2], 16) for local, remote, state in rows
-            if state == '01' and int(local.rpartition(':')[2], 16) == port}
+            if state in ('01', '08') and int(local.rpartition(':')[2], 16) == port}
 
 
 def session_sockets(pid, port):
