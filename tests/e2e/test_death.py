@@ -136,8 +136,8 @@ class KilledWaiting(Deaths):
         self.assertEqual(self.uwsgi.get('/rows', ids='4', token='z').json()['rows'], [[4, self.nonces[4], 'z']])
 
 
-class SameProcesses(NoAnswer, WithServer, unittest.TestCase):
-    """Ends that uWSGI itself brings about."""
+class SameProcesses(WithServer, unittest.TestCase):
+    """Ends that uWSGI itself brings about; more of them, with requests under way, in test_life.py."""
 
     def ends_well(self, mode, options, end, processes=2):
         with self.make_uwsgi('mysqlclient', mode, {'default': self.database(POOL)}, processes, options) as uwsgi:
@@ -152,10 +152,6 @@ class SameProcesses(NoAnswer, WithServer, unittest.TestCase):
                 self.assertEqual(answer.json()['rows'], [[2, self.nonces[2], 'y']])
             self.whole(uwsgi)
             self.assertLessEqual(len(self.sessions()), POOL['pool_size'])
-            # uWSGI 2.0.21 does not stop while a worker with threads is ending by max-requests (nor without us).
-            limit = int(options.get('max-requests', 0))
-            wait_until(lambda: all(w['accepting'] and not 0 < limit <= w['delta_requests']
-                                   for w in uwsgi.stats()['workers']), 90, 'all workers are there')
         wait_until(lambda: not self.sessions(), 30, 'the sessions end with the instance')
 
     def patiently(self, uwsgi):
@@ -165,14 +161,6 @@ class SameProcesses(NoAnswer, WithServer, unittest.TestCase):
             return None  # a request that a dying worker had accepted is lost with it, pool or not
         self.assertEqual(answer.status, 200, answer)
         return answer
-
-    def test_max_requests(self):
-        def end(uwsgi):
-            for _ in range(60):
-                self.patiently(uwsgi)
-        for mode in MODES:
-            with self.subTest(mode):
-                self.ends_well(mode, {'max-requests': 20, 'min-worker-lifetime': 0, 'worker-reload-mercy': 5}, end)
 
     def test_worker_is_asked_to_end(self):
         for mode in MODES:
@@ -217,23 +205,6 @@ class SameProcesses(NoAnswer, WithServer, unittest.TestCase):
                 self.assertNotIn(answer.json()['id'], sessions)
                 wait_until(lambda: not sessions & set(self.sessions()), 30, 'the old sessions end')
                 self.whole(uwsgi)
-
-    def test_harakiri(self):
-        for mode in MODES:
-            with self.subTest(mode):
-                with self.make_uwsgi('mysqlclient', mode, {'default': self.database(POOL)},
-                                     options={'harakiri': 2}) as uwsgi:
-                    name = self.new_name()
-                    page = in_background(uwsgi.get, '/hold', meet=name)
-                    worker = self.worker_here(name)
-                    old = uwsgi.worker_pids()[worker]
-                    held = set(self.sessions())
-                    wait_until(lambda: uwsgi.worker_pids().get(worker) not in (old, None), 60, 'harakiri')
-                    self.no_answer(page)
-                    wait_until(lambda: not held & set(self.sessions()), 30, 'its session is ended')
-                    self.assertEqual(uwsgi.get('/rows', ids='1', token='x').status, 200)
-                    uwsgi.note_processes()
-                    self.whole(uwsgi)
 
     def test_cheaper(self):
         """Workers come with load and go again: sessions stay with the master, capacity stays whole."""

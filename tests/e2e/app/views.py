@@ -108,11 +108,13 @@ def many(request):
 
 
 def sql(request):
-    """POST {"statements": [...], "alias": ..., "atomic": bool, "meet": name}: each statement's rows.
+    """POST {"statements": [...], "alias": ..., "atomic": bool, "meet": name, "harakiri": seconds}: each statement's rows.
 
     meet waits between the last statement and the end of the lease. An exception is reported, not raised.
     """
     wanted = json.loads(request.body)
+    if wanted.get('harakiri'):
+        uwsgi.set_user_harakiri(wanted['harakiri'])
     alias = wanted.get('alias', 'default')
     answer = {'results': []}
     try:
@@ -270,10 +272,22 @@ def late(request):
 
 
 def strangers(request):
-    """Of the files that files.py has opened. Needs uWSGI's option import = files."""
+    """After a query: of the files that files.py has opened, those that are others now."""
     import files
 
-    return JsonResponse(_who(opened=len(files.OPENED), strangers=files.strangers()))
+    found = _connection_id()
+    return JsonResponse(_who(id=found, opened=len(files.OPENED), strangers=files.strangers()))
+
+
+def background(request):
+    """POST {"to": "mule" | "spooler", "statement": ..., "name": ...}: work for files.py there."""
+    wanted = json.loads(request.body)
+    work = json.dumps({name: wanted[name] for name in ('statement', 'name')})
+    if wanted['to'] == 'mule':
+        uwsgi.mule_msg(work)
+    else:
+        uwsgi.spool({b'work': work.encode()})
+    return JsonResponse(_who())
 
 
 def die(request):
@@ -392,6 +406,19 @@ def gevent_timeout(request):
     except Exception as error:
         outcome = type(error).__name__
     return JsonResponse(_who(id=found, outcome=outcome))
+
+
+def in_vain(request):
+    """?statement=&s=: a statement for which gevent.Timeout comes too early."""
+    import gevent
+    outcome = 'no error'
+    try:
+        with gevent.Timeout(float(request.GET['s'])), connection.cursor() as cursor:
+            cursor.execute(request.GET['statement'])
+    except gevent.Timeout:
+        outcome = 'Timeout'
+    connection.close()
+    return JsonResponse(_who(outcome=outcome))
 
 
 def shared_object(request):
