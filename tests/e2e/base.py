@@ -92,6 +92,12 @@ class WithServer:
         return Uwsgi('wsgi:application', [APP], mode, processes, options,
                      dict(cls.environment(databases, driver, **(given or {})), **(environ or {})), **more)
 
+    @classmethod
+    def without_privileges(cls):
+        """The pool's user is no administrator: limits hold for it."""
+        cls.server.query("REVOKE ALL, GRANT OPTION FROM `%s`@'%%'" % USER)
+        cls.server.query("GRANT ALL ON %s.* TO `%s`@'%%'" % (DATABASE, USER))
+
     def counter(self, pk=1):
         return self.server.query('SELECT n FROM counters WHERE id = %s', (pk,))[0][0]
 

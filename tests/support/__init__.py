@@ -4,6 +4,7 @@
 Standard library and PyMySQL only. Everything lives in a temporary directory and is a context manager.
 """
 
+from .collector import Collector
 from .mariadb import Server
 from .procs import (connected_ports, descendants, fd_census, free_port, is_alive, session_sockets, start_time,
                     voluntary_switches, wait_until)
@@ -11,6 +12,6 @@ from .proxy import Proxy
 from .uwsgi import Uwsgi
 from .web import Response, concurrently, fetch, in_background
 
-__all__ = ['Proxy', 'Response', 'Server', 'Uwsgi', 'concurrently', 'connected_ports', 'descendants', 'fd_census',
-           'fetch', 'free_port', 'in_background', 'is_alive', 'session_sockets', 'start_time', 'voluntary_switches',
-           'wait_until']
+__all__ = ['Collector', 'Proxy', 'Response', 'Server', 'Uwsgi', 'concurrently', 'connected_ports', 'descendants',
+           'fd_census', 'fetch', 'free_port', 'in_background', 'is_alive', 'session_sockets', 'start_time',
+           'voluntary_switches', 'wait_until']

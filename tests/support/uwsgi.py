@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A uWSGI instance with the built plugin: ini file, log, stats, and the census of its processes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,14 +30,16 @@ class Uwsgi:
 
     options: further ini lines (True, a value, a list of values; None removes one of the defaults).
     environ: for the instance only; plugin: what to load as ours, None for none; ready: the page that must answer
-    before it counts as started, None where no request may come before the test's.
+    before it counts as started, None where no request may come before the test's; log: a Collector that takes what the
+    instance says, instead of a file.
     """
 
     def __init__(self, module, pythonpath=(), mode='prefork', processes=2, options=None, environ=None,
-                 plugin=os.path.join(BUILD, 'dbpool_plugin.so'), ready='/ping', directory=None):
+                 plugin=os.path.join(BUILD, 'dbpool_plugin.so'), ready='/ping', directory=None, log=None):
         self._own_directory = directory is None
         self.directory = directory or tempfile.mkdtemp(prefix='dbpool-uwsgi-')
-        self.log_path = os.path.join(self.directory, 'uwsgi.log')
+        self.log_path = log.path if log else os.path.join(self.directory, 'uwsgi.log')
+        self._log = log
         self.processes = processes
         self.pid = None
         self._process = None
@@ -89,7 +92,9 @@ class Uwsgi:
         self.stats_address = ('127.0.0.1', free_port())
         self._lines['http-socket'] = '%s:%d' % self.address
         self._lines.setdefault('stats', '%s:%d' % self.stats_address)
-        with open(self.log_path, 'wb') as log, signals_held():
+        with contextlib.ExitStack() as stack:
+            log = self._log or stack.enter_context(open(self.log_path, 'wb'))
+            stack.enter_context(signals_held())
             self._process = subprocess.Popen([os.environ.get('UWSGI') or 'uwsgi', '--ini', self._write_ini()],
                                              cwd=self.directory, env=self._environ, stdin=subprocess.DEVNULL,
                                              stdout=log, stderr=log, preexec_fn=die_with_parent)
