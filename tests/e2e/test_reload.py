@@ -19,6 +19,7 @@ NO_ANSWER = OSError, http.client.HTTPException
 
 class UnderLoad(WithServer):
     clients = 6
+    enough = 50  # answers that show the load
 
     def ask(self, uwsgi, done, answers):
         while not done:
@@ -41,12 +42,12 @@ class UnderLoad(WithServer):
                     return False
 
             try:
-                wait_until(lambda: len(answers) > 50, 30, 'the load is on')
+                wait_until(lambda: len(answers) > self.enough, 30, 'the load is on')
                 reload(uwsgi)
                 wait_until(reloaded, 60, 'the workers are others')
                 uwsgi.note_processes()
                 n = len(answers)
-                wait_until(lambda: len(answers) > n + 50, 30, 'the load goes on')
+                wait_until(lambda: len(answers) > n + self.enough, 30, 'the load goes on')
             finally:
                 done.append(True)
             for client in clients:

@@ -104,12 +104,14 @@ class Faults(Storming, WithServer):
 @matrix(drivers=('mysqlclient',), modes=('gevent',))
 @matrix(drivers=('pymysql',), modes=('threads',))
 class Server(Faults):
+    hows_of_down = ('stop', 'kill')
+
     def down(self, how):
         self.server.stop() if how == 'stop' else self.server.kill()
 
     def test_idle_sessions_and_a_restart(self):
         """Not one error to requests that start after the server is back."""
-        for how in ('stop', 'kill'):
+        for how in self.hows_of_down:
             with self.subTest(how):
                 before = set(self.sessions())
                 self.assertEqual(len(before), IDLE)
@@ -119,7 +121,7 @@ class Server(Faults):
                 self.fill()
 
     def test_restart_under_load(self):
-        for how in ('stop', 'kill'):
+        for how in self.hows_of_down:
             with self.subTest(how):
                 load = self.load()
                 began = time.monotonic()

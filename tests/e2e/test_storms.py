@@ -26,9 +26,6 @@ from tests.support import in_background, start_time, wait_until
 SECONDS = float(os.environ.get('DBPOOL_STORM_SECONDS') or 12)
 SEED = int(os.environ.get('DBPOOL_SEED') or random.SystemRandom().randrange(10**9))
 
-HARAKIRI_S = 2
-
-
 class Storm(Storming, WithServer):
     processes = 3
     cap = 6
@@ -37,6 +34,10 @@ class Storm(Storming, WithServer):
     driver = 'mysqlclient'
     options = {}
     given = {}
+    seconds = SECONDS
+    harakiri_s = 2
+    enough = 50  # good answers
+    enough_samples = 20  # looks at the server's list
 
     def setUp(self):
         self.make_storm_table()
@@ -46,7 +47,7 @@ class Storm(Storming, WithServer):
         self.counts = dict.fromkeys(('worker', 'session', 'stop', 'connector', 'harakiri'), 0)
         size = self.cap - self.cap // 3
         pool = {'pool_size': size, 'max_overflow': self.cap - size, 'timeout': 60}
-        options = {'module': 'storm:application', 'harakiri': HARAKIRI_S, **self.options}
+        options = {'module': 'storm:application', 'harakiri': self.harakiri_s, **self.options}
         self.uwsgi = self.entered(self.make_uwsgi(self.driver, self.mode, {'default': self.database(pool)},
                                                   self.processes, options, self.given))
 
@@ -98,14 +99,14 @@ class Storm(Storming, WithServer):
 
         uWSGI 2.0.21 has one harakiri for all requests of a worker, and any that ends cancels it: so the others pause.
         A prefork worker has one request."""
-        if self.counts['harakiri'] and (self.counts['harakiri'] > SECONDS / 20 or
-                                        self.end - time.monotonic() < 2 * HARAKIRI_S):
+        if self.counts['harakiri'] and (self.counts['harakiri'] > self.seconds / 20 or
+                                        self.end - time.monotonic() < 2 * self.harakiri_s):
             return
         if self.mode != 'prefork':
             self.load.pause()
         pages = [in_background(self.uwsgi.get, '/stuck', nonce=uuid.uuid4().hex, s=300)
                  for _ in range(1 if self.mode == 'prefork' else self.cap)]
-        time.sleep(HARAKIRI_S * self.chance.random())
+        time.sleep(self.harakiri_s * self.chance.random())
         self.kill_connector()
         for page in pages:
             with self.assertRaises(BROKEN) as ended:
@@ -114,10 +115,13 @@ class Storm(Storming, WithServer):
         self.load.go_on()
         self.counts['harakiri'] += 1
 
+    def faults(self):
+        return [self.kill_worker, self.kill_worker, self.kill_sessions, self.kill_sessions, self.stop_worker,
+                self.stop_worker, self.kill_connector, self.get_stuck]
+
     def storm(self):
-        self.end = time.monotonic() + SECONDS
-        faults = [self.kill_worker, self.kill_worker, self.kill_sessions, self.kill_sessions, self.stop_worker,
-                  self.stop_worker, self.kill_connector, self.get_stuck]
+        self.end = time.monotonic() + self.seconds
+        faults = self.faults()
         bag = []
         # Each kind at least once, however slow the machine is.
         while time.monotonic() < self.end or not all(self.counts.values()):
@@ -187,9 +191,9 @@ class Storm(Storming, WithServer):
         self.assertEqual(double, [])
         self.assertEqual(wrong, [])
         self.assertIsNone(census.failed)
-        self.assertGreater(census.samples, 20)
+        self.assertGreater(census.samples, self.enough_samples)
         self.assertLessEqual(census.peak, self.cap, 'more sessions than the cap')
-        self.assertGreater(len(good), 50, 'too little happened for this to mean anything')
+        self.assertGreater(len(good), self.enough, 'too little happened for this to mean anything')
         self.check_transactions(load.done)
         self.all_at_once(self.uwsgi, self.cap)
         self.assertLessEqual(len(self.whole(self.uwsgi) and self.sessions()), self.cap)
