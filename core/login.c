@@ -123,7 +123,8 @@ static bool run(MYSQL *mysql, const char *sql, bool (*row)(void *arg, MYSQL_RES 
 
 /* Puts a session on its pool's baseline: no transaction, autocommit as configured. */
 static bool settle(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_error *errorp) {
-    if ((mysql->server_status & DBP_STATUS_IN_TRANS) && !run(mysql, "COMMIT", NULL, NULL, errorp))
+    if ((mysql->server_status & DBP_STATUS_IN_TRANS) &&
+        !run(mysql, "COMMIT AND NO CHAIN NO RELEASE", NULL, NULL, errorp))
         return false;
     if (((mysql->server_status & DBP_STATUS_AUTOCOMMIT) != 0) == (spec->autocommit != 0))
         return true;
@@ -201,10 +202,9 @@ static bool can_be_reset(MYSQL *mysql, struct dbp_session_facts *facts, struct d
 
 /* The session is reset once before its first use: what the pool hands out is then the same after the login and after
  * each reset, and that the server can do it is known. */
-static bool reset_once(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_session_facts *facts,
-                       struct dbp_error *errorp) {
+static bool reset_once(MYSQL *mysql, struct dbp_session_facts *facts, struct dbp_error *errorp) {
     struct probe before, after;
-    char names[sizeof spec->charset + sizeof facts->collation + 32], *collation;
+    char names[DBP_RESET_NAMES_MAX], *collation;
 
     memset(errorp, 0, sizeof *errorp);
     if (!can_be_reset(mysql, facts, errorp) || !ask(mysql, NAMES_SQL, &before, errorp)) {
@@ -222,13 +222,13 @@ static bool reset_once(MYSQL *mysql, const struct dbp_pool_spec *spec, struct db
         return true;
     /* The collation too: a server's default for the character set may be another than the login's (MySQL 8). */
     collation = strrchr(before.text, ' ');
-    if (!spec->charset[0] || !collation || strlen(collation + 1) >= sizeof facts->collation) {
+    if (!collation || !collation[1] || strlen(collation + 1) >= sizeof facts->collation) {
         facts->status |= DBP_FACT_NO_RESET;
         return true;
     }
     facts->status |= DBP_FACT_NAMES;
     snprintf(facts->collation, sizeof facts->collation, "%s", collation + 1);
-    dbp_reset_names(names, sizeof names, spec, facts->collation);
+    dbp_reset_names(names, sizeof names, facts->collation);
     return run(mysql, names, NULL, NULL, errorp);
 }
 
@@ -246,7 +246,7 @@ static bool prepare(MYSQL *mysql, const struct dbp_pool_spec *spec, struct dbp_s
                     struct dbp_error *errorp) {
     struct facts_row keep = {.facts = facts};
 
-    if (!reset_once(mysql, spec, facts, errorp) || !track(mysql, facts, errorp) || !settle(mysql, spec, errorp))
+    if (!reset_once(mysql, facts, errorp) || !track(mysql, facts, errorp) || !settle(mysql, spec, errorp))
         return false;
     for (const char *sql = spec->init_sql; sql < spec->init_sql + sizeof spec->init_sql && *sql; sql += strlen(sql) + 1)
         if (!run(mysql, sql, NULL, NULL, errorp))

@@ -67,8 +67,10 @@ enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset) {
     return reset->await == NOTHING ? DBP_RESET_SEND : DBP_RESET_READ;
 }
 
-void dbp_reset_names(char *sql, size_t n, const struct dbp_pool_spec *spec, const char *collation) {
-    snprintf(sql, n, "SET NAMES %s COLLATE %s", spec->charset, collation);
+void dbp_reset_names(char *sql, size_t n, const char *collation) {
+    /* The server's own name of the character set, which begins that of each collation: "utf8" is not the same to all.
+     */
+    snprintf(sql, n, "SET NAMES %.*s COLLATE %s", (int)strcspn(collation, "_"), collation, collation);
 }
 
 static const char *init_statement(const struct dbp_reset *reset, const struct dbp_pool_spec *spec) {
@@ -125,14 +127,14 @@ static const char *text_of(const struct dbp_reset *reset, const struct dbp_pool_
     case ROLE:
         return "SET ROLE NONE";
     case NAMES:
-        dbp_reset_names(room, n, spec, reset->collation);
+        dbp_reset_names(room, n, reset->collation);
         return room;
     case TRACKING:
         return DBP_TRACKING_SQL;
     case INIT:
         return init_statement(reset, spec);
     case INIT_COMMIT:
-        return "COMMIT";
+        return "COMMIT AND NO CHAIN NO RELEASE";
     case AUTOCOMMIT_BEFORE:
     case AUTOCOMMIT:
         return reset->autocommit ? "SET autocommit=1" : "SET autocommit=0";
@@ -144,7 +146,7 @@ static const char *text_of(const struct dbp_reset *reset, const struct dbp_pool_
 }
 
 size_t dbp_reset_command(struct dbp_reset *reset, const struct dbp_pool_spec *spec, uint8_t *buf) {
-    char room[sizeof spec->charset + sizeof(((struct dbp_session_facts *)0)->collation) + 32];
+    char room[DBP_RESET_NAMES_MAX];
     uint8_t command;
     const char *text = text_of(reset, spec, room, sizeof room, &command);
     size_t n = strlen(text);

@@ -29,6 +29,8 @@ enum dbp_reset_step { DBP_RESET_SEND, DBP_RESET_READ, DBP_RESET_DONE, DBP_RESET_
  * lengthen its replies. */
 #define DBP_TRACKING_SQL "SET SESSION session_track_state_change=ON, session_track_system_variables=''"
 
+#define DBP_RESET_NAMES_MAX (2 * sizeof(((struct dbp_session_facts *)0)->collation) + 32)
+
 #define DBP_RESET_SEEN 32u /* bytes that are looked at of each packet: an OK's status is within its first 21 */
 
 struct dbp_reset {
@@ -57,8 +59,8 @@ void dbp_reset_init(struct dbp_reset *reset, enum dbp_reset_kind kind, bool auto
                     const char *collation);
 /* What to do now. */
 enum dbp_reset_step dbp_reset_step(const struct dbp_reset *reset);
-/* What brings the login's character set back. */
-void dbp_reset_names(char *sql, size_t n, const struct dbp_pool_spec *spec, const char *collation);
+/* What brings the login's character set back: collation is that of the login. sql has DBP_RESET_NAMES_MAX. */
+void dbp_reset_names(char *sql, size_t n, const char *collation);
 /* DBP_RESET_SEND: the packet to write (buf has DBP_RESET_COMMAND_MAX); returns its length. The next step is READ.
  * spec: the session's pool, the same at each call; only FULL looks at it. */
 size_t dbp_reset_command(struct dbp_reset *reset, const struct dbp_pool_spec *spec, uint8_t *buf);

@@ -59,7 +59,7 @@ class Alias(Inside):
     def test_is_the_same_in_every_process(self):
         code = ('import MySQLdb, dbpool; from dbpool import managed, settings\n'
                 'from dbpool.drivers import mysqlclient\n'
-                'spec, _ = settings.split("x", %r, settings.policy("x", {}, []), mysqlclient, False, None, '
+                'spec, _ = settings.split("x", %r, settings.policy("x", {}, []), mysqlclient, False, False, '
                 'managed.FACTS_SQL)\n'
                 'print(managed.alias_of(spec))' % ARGUMENTS)
         for seed in ('1', '2'):

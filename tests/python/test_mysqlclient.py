@@ -359,38 +359,64 @@ class SetUp(unittest.TestCase):
 
     MODE = [b"SET SESSION sql_mode='ANSI'"]
 
-    def both(self, always, *args):
+    def both(self, always, charset, init, mode=(), collation=b''):
         with mock.patch.object(mysqlclient, '_ALWAYS_NAMES', always), mock.patch.object(pymysql, '_ALWAYS_NAMES', always):
-            return mysqlclient.set_up(*args), pymysql.set_up(*args)
+            return [driver.set_up(charset, collation, init, list(mode)) for driver in (mysqlclient, pymysql)]
+
+    def older(self, charset, *init):
+        return self.both(False, charset, list(init))[0]
 
     def test_an_init_command_that_leaves_the_names_alone(self):
-        for always, names in ((False, []), (True, [b'SET NAMES utf8'])):
-            expected = names + [b'SET @a = 1']
-            self.assertEqual(self.both(always, b'utf8', [b'SET @a = 1'], []), (expected, expected))
+        for always, names in ((False, []), (True, [b'SET NAMES latin1'])):
+            expected = b'latin1', names + [b'SET @a = 1']
+            self.assertEqual(self.both(always, b'latin1', [b'SET @a = 1']), [expected, expected])
 
     def test_an_init_command_that_sets_the_names(self):
         names, init = [b'SET NAMES utf8mb4'], [b'SET NAMES latin1']
         self.assertEqual(self.both(True, b'utf8mb4', init, self.MODE),
-                         (init + names + self.MODE, names + self.MODE + init))
-        self.assertEqual(self.both(False, b'utf8mb4', init, self.MODE), (init + names + self.MODE, self.MODE + init))
+                         [(b'utf8mb4', init + names + self.MODE), (b'utf8mb4', names + self.MODE + init)])
+        self.assertEqual(self.both(False, b'utf8mb4', init, self.MODE),
+                         [(b'utf8mb4', init + names + self.MODE), (b'utf8mb4', self.MODE + init)])
 
     def test_one_that_may_set_anything(self):
         for init in ([b'CALL prepare_me()'], [b'SET @a = 1', b'SET collation_connection = utf8mb4_bin'],
                      [b'/* a */ SET NAMES utf8mb4']):
-            self.assertEqual(self.both(True, b'utf8mb4', init, [])[0], init + [b'SET NAMES utf8mb4'])
+            self.assertEqual(self.both(True, b'utf8mb4', init)[0], (b'utf8mb4', init + [b'SET NAMES utf8mb4']))
 
-    def test_the_older_class_says_it_where_the_character_set_differs(self):
-        for init, said in [(b"SET NAMES 'utf8mb3' COLLATE utf8mb3_bin", False), (b'SET CHARACTER SET latin1', True),
-                           (b'SET @a = 1, character_set_client = utf8mb4', True), (b'SET NAMES DEFAULT', False),
-                           (b'SET collation_connection = utf8_bin', False), (b'set names utf8; SET NAMES  "latin1"', True)]:
+    def test_the_older_class_says_it_where_the_library_has_another_name(self):
+        for init, said in [(b'SET CHARACTER SET latin1', False), (b"SET NAMES 'latin1' COLLATE latin1_bin", False),
+                           (b'SET NAMES utf8', True), (b'SET @a = 1, character_set_client = utf8mb4', True),
+                           (b'SET NAMES DEFAULT', True), (b'SET @@character_set_client = 8', True),
+                           (b"EXECUTE IMMEDIATE 'SET NAMES utf8'", True), (b'CALL prepare_me()', False),
+                           (b'SET collation_connection = latin1_bin', False),
+                           (b'set names utf8; SET NAMES  "latin1"', False)]:
             with self.subTest(init):
-                expected = [init] + [b'SET NAMES utf8'] * said
-                self.assertEqual(self.both(False, b'utf8', [init], [])[0], expected)
+                self.assertEqual(self.older(b'latin1', init), (b'latin1', [init] + [b'SET NAMES latin1'] * said))
+        # "utf8" is not what the library calls it.
+        self.assertEqual(self.older(b'utf8', b'SET collation_connection = utf8_bin'),
+                         (b'utf8', [b'SET collation_connection = utf8_bin', b'SET NAMES utf8mb3']))
 
     def test_without_a_character_set(self):
-        self.assertEqual(mysqlclient.default_charset([b'SET NAMES latin1']), b'latin1')
-        self.assertEqual(mysqlclient.default_charset([b'SET @a = 1']), b'utf8mb4')
-        self.assertEqual(pymysql.default_charset([b'SET NAMES latin1']), b'utf8mb4')
+        for init, charset in [(b'SET @a = 1', b'utf8mb4'), (b"SET @a = 'SET NAMES latin1' # , names latin1", b'utf8mb4'),
+                              (b'SET @names = 1, GLOBAL character_set_client = latin1', b'utf8mb4'),
+                              (b'SET NAMES utf8mb4 COLLATE utf8mb4_bin', b'utf8mb4')]:
+            self.assertEqual(self.older(b'', init), (charset, [init]))
+        for init, charset in [(b'SET/**/NAMES Latin1;', b'latin1'),
+                              (b'SET session character_set_client := "latin1"', b'latin1'),
+                              (b"SET @a = ', names utf8', charset utf8", b'utf8mb3')]:
+            # The pool logs in with that one, the stock driver with its default.
+            self.assertEqual(self.older(b'', init), (charset, [b'SET NAMES utf8mb4', init]))
+        self.assertEqual(self.both(False, b'', [b'SET NAMES latin1'])[1], (b'utf8mb4', [b'SET NAMES latin1']))
+
+    def test_a_character_set_that_cannot_be_told(self):
+        for init in (b'SET NAMES DEFAULT', b'SET character_set_client = 8', b'SET character_set_client = @a',
+                     b"EXECUTE IMMEDIATE CONCAT('SET NAMES ', 'latin1')", b'/*!40101 SET NAMES latin1 */'):
+            self.assertEqual(self.older(b'', init), (None, []))
+
+    def test_a_collation(self):
+        names = [b'SET NAMES utf8mb4 COLLATE utf8mb4_bin']
+        for known in self.both(True, b'utf8mb4', [b'SET @a = 1'], collation=b'utf8mb4_bin'):
+            self.assertEqual(known, (b'utf8mb4', names + [b'SET @a = 1']))
 
 
 class Address(unittest.TestCase):

@@ -12,8 +12,9 @@ from dbpool import policy as policies
 DRIVER = SimpleNamespace(PASSWORD_ENCODING='latin1', EMPTY_SQL_MODE_IS_SENT=True, OPTION_FILE='libmariadb',
                          address=lambda host, path: ('', path) if path else (host or 'localhost', ''),
                          client_flags=lambda params: (params.get('client_flag') or 0) | 1 << 30,
-                         default_charset=lambda init_command: b'utf8mb4',
-                         set_up=lambda charset, init_command, set_mode: init_command + set_mode,
+                         KNOWS_COLLATION=False,
+                         set_up=lambda charset, collation, init_command, set_mode: (charset or b'utf8mb4',
+                                                                                    init_command + set_mode),
                          same_in_both=lambda params: {'local_infile': bool(params.get('local_infile'))})
 
 
@@ -322,11 +323,29 @@ class Split(unittest.TestCase):
 
     def test_refused(self):
         for params, word in [({'port': 99999}, 'port'), ({'port': True}, 'port'), ({'user': 5}, 'user'),
-                             ({'charset': "utf8'; DROP"}, 'charset'), ({'sql_mode': "x'; DROP"}, 'sql_mode'),
+                             ({'charset': "utf8'; DROP"}, 'charset'), ({'collation': 'latin1_bin'}, 'no option collation'),
+                             ({'sql_mode': "x'; DROP"}, 'sql_mode'),
                              ({'connect_timeout': 0}, 'connect_timeout'), ({'ssl': {'ca': 'x'}}, 'ssl')]:
             with self.subTest(params), self.assertRaises(settings.ConfigurationError) as caught:
                 self.split(params)
             self.assertIn(word, str(caught.exception))
+
+    def test_a_collation(self):
+        knows = SimpleNamespace(**dict(vars(DRIVER), KNOWS_COLLATION=True, set_up=lambda charset, collation, *rest: (
+            charset, [b'SET NAMES %s COLLATE %s' % (charset, collation)])))
+        spec, local = settings.split('default', {'charset': 'utf8mb4', 'collation': 'utf8mb4_bin'},
+                                     settings.Policy(5, 10, 30, 0), knows, True, None, 'SELECT 1')
+        self.assertEqual(spec['init_sql'][0], b'SET NAMES utf8mb4 COLLATE utf8mb4_bin')
+        self.assertNotIn('collation', local)
+
+    def test_a_character_set_that_cannot_be_told(self):
+        blind = SimpleNamespace(**dict(vars(DRIVER), set_up=lambda *arguments: (None, [])))
+        with self.assertRaisesRegex(settings.ConfigurationError, 'init_command sets the character set .* give charset too'):
+            settings.split('default', {}, settings.Policy(5, 10, 30, 0), blind, True, None, 'SELECT 1')
+
+    def test_without_django(self):
+        spec, _ = self.split({'charset': 'utf8'}, autocommit=False, level=False)
+        self.assertEqual(spec['init_sql'], [])
 
     def test_no_secret_in_a_refusal(self):
         with self.assertRaises(settings.ConfigurationError) as caught:

@@ -242,7 +242,7 @@ static void test_I6_a_full_reset_says_all_that_the_login_said(void **state) {
     feed_ok(0);
     sends(0x03, "SET b=2");
     feed_ok(IN_TRANS); /* an init statement that read a table */
-    sends(0x03, "COMMIT");
+    sends(0x03, "COMMIT AND NO CHAIN NO RELEASE");
     feed_ok(AUTOCOMMIT); /* and one that changed the baseline */
     sends(0x03, "SET autocommit=0");
     feed_ok(0);

@@ -118,7 +118,7 @@ class Managed(types.ModuleType):
         params, alias = self._dbpool_resolved(_named(args, kwargs))
         try:
             profile = pools.profile(
-                module, alias, self._dbpool_policy, params, bool(params.get("autocommit", False)), None, FACTS_SQL
+                module, alias, self._dbpool_policy, params, bool(params.get("autocommit", False)), False, FACTS_SQL
             )
         except ConfigurationError as wrong:
             raise ConfigurationError(_said(str(wrong), alias, _NAME + "()")) from None
@@ -150,7 +150,7 @@ class Managed(types.ModuleType):
             if params.get("port") in _DEFAULT_PORTS:
                 params.pop("port", None)
             spec, _ = settings.split(
-                _NAME, params, self._dbpool_policy, self._dbpool_driver, autocommit, None, FACTS_SQL
+                _NAME, params, self._dbpool_policy, self._dbpool_driver, autocommit, False, FACTS_SQL
             )
         except ConfigurationError as wrong:
             raise ConfigurationError(_said(str(wrong), _NAME, _NAME + "()")) from None

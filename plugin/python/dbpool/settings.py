@@ -40,7 +40,6 @@ _NOT_POOLED = {
     "reconnect": "a lost session is replaced by the pool",
     "defer_connect": "use the connection when it is needed",
     "charset_collation": "use charset",
-    "collation": "put SET collation_connection into init_command",
 }
 
 
@@ -62,8 +61,8 @@ def raise_problems(problems):
 
 # What the server sees. Everything else in the parameters goes to the driver object as it is.
 _SERVER_VISIBLE = frozenset(
-    "host port unix_socket user password passwd database db charset client_flag multi_statements sql_mode init_command "
-    "local_infile autocommit connect_timeout".split()
+    "host port unix_socket user password passwd database db charset collation client_flag multi_statements sql_mode "
+    "init_command local_infile autocommit connect_timeout".split()
 ) | frozenset(_NOT_POOLED)
 
 
@@ -78,8 +77,9 @@ def with_option_file(alias, params, driver):
 def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql):
     """(spec, local): spec is a dict of dbp_pool_spec's fields, local the keyword arguments of this process's objects.
 
-    params is what Django would give to the driver's connect(); driver is a module of dbpool.drivers. Raises
-    ConfigurationError. The spec holds the password: do not log it."""
+    params is what Django would give to the driver's connect(); driver is a module of dbpool.drivers. isolation_level is
+    Django's; False: without Django, whose own statements are then left out. Raises ConfigurationError. The spec holds the
+    password: do not log it."""
     problems = []
     params = with_option_file(alias, params, driver)
     check_options(alias, params, problems)
@@ -113,9 +113,14 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
     if not isinstance(init_command, tuple):
         init_command = (init_command,)
     init_command = [encoded("init_command", one) for one in init_command]
-    charset = text("charset") or driver.default_charset(init_command)
-    if not re.fullmatch(rb"[A-Za-z0-9_]+", charset):
-        problems.append("DATABASES[%r]: charset %r is not a name" % (alias, params.get("charset")))
+    for name in ("charset", "collation"):
+        if not re.fullmatch(rb"[A-Za-z0-9_]*", text(name)):
+            problems.append("DATABASES[%r]: %s %r is not a name" % (alias, name, params[name]))
+    if text("collation") and not driver.KNOWS_COLLATION:
+        problems.append(
+            "DATABASES[%r]: this version of the driver has no option collation: put SET collation_connection into "
+            "init_command" % alias
+        )
     sql_mode = params.get("sql_mode")
     set_mode = []
     if sql_mode:
@@ -125,11 +130,17 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
             problems.append("DATABASES[%r]: sql_mode %r is not a list of modes" % (alias, sql_mode))
     elif sql_mode == "" and driver.EMPTY_SQL_MODE_IS_SENT:
         set_mode.append(b"SET SESSION sql_mode=''")
-    statements = driver.set_up(charset, init_command, set_mode)
+    charset, statements = driver.set_up(text("charset"), text("collation"), init_command, set_mode)
+    if charset is None:
+        problems.append(
+            "DATABASES[%r]: init_command sets the character set to one that its text does not tell: give charset too"
+            % alias
+        )
     if isolation_level:
         statements.append(b"SET SESSION TRANSACTION ISOLATION LEVEL " + isolation_level.upper().encode())
-    # Stock sends it only where the server's default is 1; to a session of ours it is said once, and costs nothing then.
-    statements.append(b"SET SQL_AUTO_IS_NULL = 0")
+    # Django sends it only where the server's default is 1; to a session of ours it is said once, and costs nothing then.
+    if isolation_level is not False:
+        statements.append(b"SET SQL_AUTO_IS_NULL = 0")
 
     host, unix_socket = driver.address(text("host").decode(), text("unix_socket").decode())
     spec = {

@@ -53,6 +53,7 @@ struct library {
     unsigned (*warning_count)(MYSQL *);
     unsigned long long (*affected_rows)(MYSQL *);
     unsigned long long (*insert_id)(MYSQL *);
+    const void *(*charset_by_name)(const char *); /* a MARIADB_CHARSET_INFO */
 };
 
 typedef struct {
@@ -124,6 +125,7 @@ static int library_open(const char *path) {
         {"mysql_warning_count", &lib.warning_count, true},
         {"mysql_affected_rows", &lib.affected_rows, true},
         {"mysql_insert_id", &lib.insert_id, true},
+        {"mariadb_get_charset_by_name", &lib.charset_by_name, false},
     };
     void *handle;
     size_t i;
@@ -164,6 +166,21 @@ static bool layout_agrees(MYSQL *m) {
     (void)m;
     return false;
 #endif
+}
+
+static PyObject *native_charset(PyObject *ignored, PyObject *args) {
+    const char *path, *name;
+
+    (void)ignored;
+    if (!PyArg_ParseTuple(args, "ss:charset", &path, &name) || library_open(path) < 0)
+        return NULL;
+#if HAVE_LAYOUT
+    const MARIADB_CHARSET_INFO *found = lib.charset_by_name ? lib.charset_by_name(name) : NULL;
+
+    if (found && found->csname)
+        return PyUnicode_FromString(found->csname);
+#endif
+    Py_RETURN_NONE;
 }
 
 /* ---- the type ---- */
@@ -435,8 +452,7 @@ enum dbp_return dbp_py_native_verdict(PyObject *native, bool autocommit, uint16_
      * last answer's: of a result object, say, which we do not see. */
     if (self->doubt || m->net.last_errno)
         *status |= SERVER_STATUS_IN_TRANS;
-    if ((*status & SERVER_STATUS_IN_TRANS) ||
-        ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
+    if ((*status & SERVER_STATUS_IN_TRANS) || ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
         return DBP_RETURN_RESET;
     return DBP_RETURN_CLEAN;
 #else
@@ -533,6 +549,8 @@ static PyMethodDef native_methods[] = {
     {"install", native_install, METH_NOARGS, "install() -> bool: the library waits through us from now on"},
     {"take_exception", native_take_exception, METH_NOARGS, "take_exception() -> what ended a wait, or None"},
     {"checkout", native_checkout, METH_O, "checkout(status): the object knows nothing of its last use any more"},
+    {"charset", native_charset, METH_VARARGS | METH_STATIC,
+     "charset(path, name) -> the library's own name of this character set; None: it has none, or cannot be asked"},
     {"query", native_query, METH_O, "query(sql): the object's own query(), looked at before"},
     {"note", native_note, METH_NOARGS, "note(): before any other command: what the server said so far is kept in mind"},
     {"mark", native_mark, METH_NOARGS, "mark(): the session counts as changed"},

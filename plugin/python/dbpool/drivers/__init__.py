@@ -3,9 +3,10 @@
 
     PASSWORD_ENCODING, EMPTY_SQL_MODE_IS_SENT   what the stock driver does with such a setting
     OPTION_FILE                                 how the stock driver reads one (optionfile.py)
-    default_charset(init_command)               -> the character set that the stock driver has when none is given
-    set_up(charset, init_command, set_mode)     -> what the stock driver says after its login, in its order; all are lists
-                                                of statements, as bytes
+    KNOWS_COLLATION                             the stock driver has an option of that name
+    set_up(charset, collation, init_command, set_mode) -> (charset, statements): the character set that the stock driver
+                                                comes to (None: it cannot be told), and what it says after its login, in
+                                                its order. Names are bytes, b"" where none is given; the rest are lists
     address(host, unix_socket)                  -> (host, unix_socket) as the stock driver would reach them
     client_flags(params)                        -> the protocol flags that the stock driver would log in with
     same_in_both(params)                        -> server-visible options that a driver object must be told too
@@ -57,12 +58,31 @@ def may_change_names(statement):
     return not re.match(rb"(?i)\s*set\b", statement) or bool(re.search(rb"(?i)names|char|collat", statement))
 
 
-def charset_named(statements):
-    """The character set that these choose for the client, or None: of SET NAMES and its kin, the last one."""
-    found = re.findall(
-        rb"""(?i)\b(?:names|charset|character\s+set|character_set_client\s*:?=)\s*['"]?(\w+)""", b";".join(statements)
-    )
-    return found[-1].lower() if found and found[-1].lower() != b"default" else None
+# Blanks and comments, and literals: what they contain is no part of the statement.
+_BLANK = rb"\s+|/\*(?!M?!).*?\*/|#[^\n]*|--(?=[\x00-\x20\x7f]|$)[^\n]*"
+_PARTS = re.compile(rb"""(?s)(%s)|'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*\"""" % _BLANK)
+# SET NAMES and its kin, at the beginning of a statement or among the assignments of one.
+_CHOICE = re.compile(
+    rb"(?:(?:^|;) ?set |, ?)(?:(?:session |local |@@session ?\. ?|@@local ?\. ?|@@)?"
+    rb"`?character_set_client`? ?:?= ?|(?:names|charset|char(?:acter)? set) ?)['\"]?(\w*)"
+)
+
+
+def _bare(part):
+    text = part.group()
+    return b" " if part.group(1) else text if text[1:-1].isalnum() else b"''"
+
+
+def charset_after(statements, charset):
+    """character_set_client of a session that began with charset and was told these; None where their text does not tell
+    (DEFAULT, a number, a variable). What a procedure sets, it sets back at its end."""
+    for statement in statements:
+        text = _PARTS.sub(_bare, statement).strip().lower()
+        if re.match(rb"execute\b|begin\b|/\*", text) and may_change_names(text):
+            charset = None
+        for name in _CHOICE.findall(text):
+            charset = None if name in (b"", b"default") or name.isdigit() else name
+    return charset
 
 
 class Lent:

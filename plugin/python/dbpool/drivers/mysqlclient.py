@@ -18,7 +18,7 @@ import MySQLdb.connections
 from .. import _dbpool, optionfile, waiting
 from ..lease import LeasedConnection
 from ..settings import LOCAL_FILES, ConfigurationError
-from . import QUIET, Lent, SessionUnavailable, charset_named, from_server, may_change_names, opaque
+from . import QUIET, Lent, SessionUnavailable, charset_after, from_server, may_change_names, opaque
 
 PASSWORD_ENCODING = "utf-8"
 EMPTY_SQL_MODE_IS_SENT = False
@@ -42,27 +42,38 @@ _DEFAULT_SOCKETS = (
 )
 
 
-# From 2.1 on the stock class says SET NAMES at each connect; before, only where the library's idea of the character set,
-# which follows the server's, is another than the one that is wanted (set_character_set).
+KNOWS_COLLATION = MySQLdb.version_info >= (2, 2)
+
+# From 2.1 on the stock class says SET NAMES at each connect; before, only where the library's name of its character set
+# is not the one that is wanted (set_character_set): "utf8" is "utf8mb3" to libmariadb since 3.2.
 _ALWAYS_NAMES = MySQLdb.version_info >= (2, 1)
-_SAME_CHARSET = {b"utf8mb3": b"utf8"}
+_DEFAULT_CHARSET = b"utf8mb4"
 
 
-def default_charset(init_command):
-    """The library runs init_command within its login, and the stock class then takes what the library has."""
-    return charset_named(init_command) or b"utf8mb4"
+def _library_name(charset):
+    """None: a library that cannot be asked, which does not follow what the server tells of its character set either."""
+    name = _dbpool.Native.charset(MySQLdb._mysql.__file__, charset.decode("ascii", "replace"))
+    return name and name.encode()
 
 
-def set_up(charset, init_command, set_mode):
-    """init_command, then the character set, then sql_mode (MySQLdb.connections.Connection.__init__)."""
-    names = [b"SET NAMES " + charset]
+def set_up(charset, collation, init_command, set_mode):
+    """init_command within the library's login, then the character set, then sql_mode (MySQLdb.connections). The library
+    follows SET NAMES in init_command, and with no charset given the stock class takes what it has then."""
+    login = charset or _DEFAULT_CHARSET
+    known = charset_after(init_command, login) if _library_name(login) else login
+    if not charset and known is None:
+        return None, []
+    has = known and (_library_name(known) or known)
+    wanted = charset or (login if known == login else has)
+    names = [b"SET NAMES " + (_library_name(wanted) or wanted) + (b" COLLATE " + collation if collation else b"")]
     if not any(map(may_change_names, init_command)):
         # The order makes no difference; this one is PyMySQL's too, so that both can share a pool.
-        return (names if _ALWAYS_NAMES else []) + init_command + set_mode
-    named = charset_named(init_command) or charset
-    if not _ALWAYS_NAMES and _SAME_CHARSET.get(named, named) == _SAME_CHARSET.get(charset, charset):
+        return wanted, (names if _ALWAYS_NAMES else []) + init_command + set_mode
+    if has == wanted and not _ALWAYS_NAMES:
         names = []
-    return init_command + names + set_mode
+    # The pool logs in with what is wanted in the end.
+    before = [] if wanted == login else [b"SET NAMES " + login]
+    return wanted, before + init_command + names + set_mode
 
 
 def address(host, unix_socket):

@@ -26,18 +26,15 @@ _AUTOCOMMIT = 2
 _MORE_RESULTS = 8
 
 
-# From 1.1 on.
-_ALWAYS_NAMES = hasattr(StockConnection, "set_character_set")
+# Both from 1.1 on.
+KNOWS_COLLATION = _ALWAYS_NAMES = hasattr(StockConnection, "set_character_set")
 
 
-def default_charset(init_command):
-    return b"utf8mb4"
-
-
-def set_up(charset, init_command, set_mode):
+def set_up(charset, collation, init_command, set_mode):
     """The character set, sql_mode, then init_command (pymysql.connections.Connection.connect)."""
-    names = [b"SET NAMES " + charset] if _ALWAYS_NAMES else []
-    return names + set_mode + init_command
+    charset = charset or b"utf8mb4"
+    names = [b"SET NAMES " + charset + (b" COLLATE " + collation if collation else b"")] if _ALWAYS_NAMES else []
+    return charset, names + set_mode + init_command
 
 
 def address(host, unix_socket):
@@ -51,7 +48,10 @@ def client_flags(params):
 
 
 def same_in_both(params):
-    return {"client_flag": params.get("client_flag") or 0, "local_infile": bool(params.get("local_infile"))}
+    same = {"client_flag": params.get("client_flag") or 0, "local_infile": bool(params.get("local_infile"))}
+    if params.get("collation"):
+        same["collation"] = params["collation"]
+    return same
 
 
 class PooledConnection(StockConnection):
