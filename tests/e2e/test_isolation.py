@@ -294,6 +294,72 @@ class Resets(WithServer, unittest.TestCase):
                             self.server.query('DELETE FROM failed')
                 uwsgi.close()
 
+    def test_however_it_fails(self):
+        """The same for other errors, and other ways to meet them. What begins the transaction and fails is one answer."""
+        server = self.server
+        server.query('USE app')
+        server.query('CREATE TABLE work (n INT PRIMARY KEY) ENGINE=InnoDB')
+        # Fails at its 400th row, when others were sent already.
+        rows = 'SELECT id, IF(id = 400, (SELECT 1 UNION SELECT 2), REPEAT("x", 999)) FROM nonces ORDER BY id'
+        endings = {
+            'deadlock': (1213, "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213"),
+            'not_there': (1305, 'CALL is_not_there()'),
+            'locked': (1205, 'SET STATEMENT innodb_lock_wait_timeout = 0 FOR SELECT * FROM counters WHERE id = 2 FOR UPDATE'),
+            'duplicate': (1062, 'INSERT INTO work VALUES (77)'),
+            'slow': (1969, 'SELECT COUNT(*) FROM nonces a, nonces b, nonces c, nonces d'),
+            'rows': (1242, rows),
+        }
+        for name, (_, statement) in endings.items():
+            server.query('CREATE PROCEDURE fails_%s() BEGIN START TRANSACTION; INSERT INTO work VALUES (77); %s; END'
+                         % (name, statement))
+        ways = {}
+        for name, (code, _) in endings.items():
+            limited = 'SET STATEMENT max_statement_time = 0.05 FOR ' if name == 'slow' else ''
+            ways['CALL, ' + name] = code, [['sql', limited + 'CALL fails_%s()' % name]]
+            if not limited:
+                ways['callproc, ' + name] = code, [['callproc', 'fails_' + name]]
+        ways['row by row'] = 1242, [['row by row', 'CALL fails_rows()']]
+        ways['a result object'] = 1242, [['result', 'CALL fails_rows()']]
+        # libmariadb takes no status word from the answer to this command.
+        ways['a ping after it'] = 1213, [['sql', 'CALL fails_deadlock()'], ['call', 'ping']]
+        ways['after others that worked'] = 1305, [['sql', 'SELECT 1'], ['sql', 'DO 1'], ['sql', 'CALL fails_not_there()']]
+        ways['with autocommit off and on again'] = 1305, [['call', 'autocommit', False], ['call', 'autocommit', True],
+                                                          ['sql', 'CALL fails_not_there()']]
+        ways['COMMIT that fails'] = 1399, [['sql', "XA START 'work'; INSERT INTO work VALUES (77)"], ['call', 'commit']]
+        ways['ROLLBACK that fails'] = 1399, [['sql', "XA START 'work'; INSERT INTO work VALUES (77)"], ['call', 'rollback']]
+
+        holder = server.connect(database='app', autocommit=False)
+        self.addCleanup(holder.close)
+        holder.cursor().execute('SELECT * FROM counters WHERE id = 2 FOR UPDATE')
+        for driver, environ in (('mysqlclient', {}), ('mysqlclient', {'DBPOOL_FORCE_FALLBACK': '1'}), ('pymysql', {})):
+            pool = {'pool_size': 1, 'max_overflow': 0, 'timeout': 30, 'reset_on_return': False}
+            uwsgi = self.entered(self.make_uwsgi(
+                driver, 'prefork', {'default': self.database(pool, options={'client_flag': 1 << 16})}, 1, environ=environ))
+            for way, (code, steps) in ways.items():
+                if driver == 'pymysql' and steps[0][0] == 'result':
+                    continue
+                with self.subTest(driver=driver, way=way, **environ):
+                    outcomes = uwsgi.get('/leave', {'steps': steps}).json()['outcomes']
+                    self.assertIn(code, [one['code'] for one in outcomes if isinstance(one, dict)], outcomes)
+                    self.run_sql(uwsgi, 'INSERT INTO work VALUES (88)')
+                    self.whole(uwsgi)
+                    self.assertEqual(server.query('SELECT n FROM work ORDER BY n'), ((88,),))
+                    server.query('DELETE FROM work')
+            uwsgi.close()
+
+    def test_what_a_result_object_met(self):
+        """mysqlclient's result objects raise without the connection's knowing, and the next command makes the library forget
+        its error. What the statement changed before was not reported."""
+        uwsgi = self.run_pool('auto')
+        self.server.query('USE app')
+        self.server.query('CREATE FUNCTION leak_sets() RETURNS INT BEGIN SET @leak = 1; RETURN 1; END')
+        sql = "SELECT leak_sets(), IF(id = 400, (SELECT 1 UNION SELECT 2), REPEAT('x', 999)) FROM nonces ORDER BY id"
+        for then in [], [['call', 'ping']], [['sql', 'SELECT 1']]:
+            with self.subTest(then=then):
+                outcomes = uwsgi.get('/leave', {'steps': [['result', sql]] + then}).json()['outcomes']
+                self.assertEqual(outcomes[0]['code'], 1242, outcomes)
+                self.assertEqual(self.run_sql(uwsgi, 'SELECT @leak')['results'], [[[None]]])
+
     def test_a_prepared_xa_transaction_ends_its_session_and_stays(self):
         """The server answers OK to the reset and leaves the transaction attached: each later statement on a table would
         fail. A disconnect leaves it prepared, for whoever commits it."""

@@ -380,6 +380,9 @@ static void note(native_object *self) {
         if (!self->autocommit)
             self->changed = true;
     }
+    /* Of a result object, say, whose exceptions do not come past us. */
+    if (self->layout && self->mysql->net.last_errno)
+        self->changed = self->doubt = true;
 #endif
     self->autocommit = false;
 }
@@ -448,9 +451,8 @@ enum dbp_return dbp_py_native_verdict(PyObject *native, bool autocommit, uint16_
     if (self->exception || !m->net.pvio || m->status != MYSQL_STATUS_READY ||
         (m->server_status & SERVER_MORE_RESULTS_EXIST))
         return DBP_RETURN_DOOM;
-    /* A procedure, or several statements at once, may begin a transaction and then fail. The library's own error is the
-     * last answer's: of a result object, say, which we do not see. */
-    if (self->doubt || m->net.last_errno)
+    /* A procedure, or several statements at once, may begin a transaction and then fail. */
+    if (self->doubt)
         *status |= SERVER_STATUS_IN_TRANS;
     if ((*status & SERVER_STATUS_IN_TRANS) || ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
         return DBP_RETURN_RESET;

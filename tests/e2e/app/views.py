@@ -467,7 +467,7 @@ def leave(request):
     cursors = KEPT.setdefault('cursors', [])
     outcomes = []
     for verb, *args in json.loads(request.body)['steps']:
-        cursor = raw.cursor(_unbuffered() if verb == 'unbuffered' else None)
+        cursor = raw.cursor(_unbuffered() if verb in ('unbuffered', 'row by row') else None)
         cursors.append(cursor)  # nothing is tidied up by being dropped
         try:
             if verb == 'call':
@@ -478,11 +478,22 @@ def leave(request):
                 raw.encoders[complex] = str
             elif verb == 'callproc':
                 cursor.callproc(*args)
+            elif verb == 'result':
+                # mysqlclient's own result object, whose methods the connection does not see.
+                raw.query(*args)
+                result = raw.use_result()
+                try:
+                    while result.fetch_row(1):
+                        pass
+                except Exception as error:
+                    outcomes.append(_describe(error))
             else:
                 sql, *parameters = args
                 cursor.execute(sql, *parameters)
                 if verb == 'unbuffered':
                     cursor.fetchone()
+                elif verb == 'row by row':
+                    cursor.fetchall()
                 elif verb == 'sql':
                     cursor.fetchall()
                     while cursor.nextset():
