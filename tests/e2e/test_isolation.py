@@ -9,7 +9,7 @@ import os
 import tempfile
 import unittest
 
-from tests.e2e.base import USER, WithServer, WithUwsgi
+from tests.e2e.base import DRIVERS, USER, WithServer, WithUwsgi
 from tests.support import wait_until
 
 NAMES = "SELECT DATABASE(), CURRENT_ROLE(), @leak, @leak2, @init_leak, COLLATION(_utf8mb4'x')"
@@ -243,6 +243,35 @@ class Isolation_fallback(Isolation, unittest.TestCase):
         self.by(1, '/rows', ids='1', token='x')
         self.whole(self.uwsgi)
         self.assertEqual(self.resets(), before + 1)
+
+
+class RollbackOnly(WithServer, unittest.TestCase):
+    """An XA transaction that its server has rolled back: the status word says that there is none, and yet all but XA
+    ROLLBACK is refused."""
+
+    server_options = ('--innodb-rollback-on-timeout=1',)
+
+    def test_its_session_ends(self):
+        self.server.query('USE app')
+        self.server.query('CREATE TABLE work (n INT PRIMARY KEY) ENGINE=InnoDB')
+        holder = self.server.connect(database='app', autocommit=False)
+        self.addCleanup(holder.close)
+        holder.cursor().execute('SELECT * FROM counters WHERE id = 2 FOR UPDATE')
+        locked = 'SET STATEMENT innodb_lock_wait_timeout = 0 FOR UPDATE counters SET n = 1 WHERE id = 2'
+        steps = [['sql', one] for one in ("XA START 'left'", 'INSERT INTO work VALUES (77)', locked, 'SELECT 1')]
+        for driver in DRIVERS:
+            for reset in ('auto', False):
+                with self.subTest(driver=driver, reset=reset):
+                    pool = {'pool_size': 1, 'max_overflow': 0, 'timeout': 30, 'reset_on_return': reset}
+                    uwsgi = self.entered(self.make_uwsgi(driver, 'prefork', {'default': self.database(pool)}, 1))
+                    left = uwsgi.get('/leave', {'steps': steps}).json()
+                    self.assertEqual(left['outcomes'][2]['code'], 1205, left)
+                    seen = self.run_sql(uwsgi, 'INSERT INTO work VALUES (88)')
+                    self.assertEqual(seen['results'], [1])
+                    self.whole(uwsgi)
+                    self.assertEqual(self.server.query('SELECT n FROM work'), ((88,),))
+                    self.server.query('DELETE FROM work')
+                    uwsgi.close()
 
 
 class Resets(WithServer, unittest.TestCase):
