@@ -408,6 +408,14 @@ class SetUp(unittest.TestCase):
             self.assertEqual(self.older(b'', init), (charset, [b'SET NAMES utf8mb4', init]))
         self.assertEqual(self.both(False, b'', [b'SET NAMES latin1'])[1], (b'utf8mb4', [b'SET NAMES latin1']))
 
+    def test_pymysql_that_takes_utf8_for_utf8mb4_says_utf8_after_its_login(self):
+        utf8mb4 = pymysql.charset_by_name('utf8mb4')
+        with mock.patch.object(pymysql, '_ALWAYS_NAMES', True), \
+                mock.patch.object(pymysql, 'charset_by_name', lambda name: utf8mb4):
+            self.assertEqual(pymysql.set_up(b'utf8', b'', [], []), (b'utf8mb4', [b'SET NAMES utf8']))
+        self.assertEqual(pymysql.set_up(b'latin1', b'', [], [])[0], b'latin1')
+        self.assertEqual(pymysql.set_up(b'no_such', b'', [], [])[0], b'no_such')
+
     def test_a_character_set_that_cannot_be_told(self):
         for init in (b'SET NAMES DEFAULT', b'SET character_set_client = 8', b'SET character_set_client = @a',
                      b"EXECUTE IMMEDIATE CONCAT('SET NAMES ', 'latin1')", b'/*!40101 SET NAMES latin1 */'):

@@ -323,7 +323,8 @@ class Split(unittest.TestCase):
 
     def test_refused(self):
         for params, word in [({'port': 99999}, 'port'), ({'port': True}, 'port'), ({'user': 5}, 'user'),
-                             ({'charset': "utf8'; DROP"}, 'charset'), ({'collation': 'latin1_bin'}, 'no option collation'),
+                             ({'charset': "utf8'; DROP"}, 'charset'), ({'charset': 'utf8\0'}, 'charset'),
+                             ({'collation': 'latin1_bin'}, 'no option collation'),
                              ({'sql_mode': "x'; DROP"}, 'sql_mode'),
                              ({'connect_timeout': 0}, 'connect_timeout'), ({'ssl': {'ca': 'x'}}, 'ssl')]:
             with self.subTest(params), self.assertRaises(settings.ConfigurationError) as caught:

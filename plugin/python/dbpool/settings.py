@@ -113,10 +113,12 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
     if not isinstance(init_command, tuple):
         init_command = (init_command,)
     init_command = [encoded("init_command", one) for one in init_command]
-    for name in ("charset", "collation"):
-        if not re.fullmatch(rb"[A-Za-z0-9_]*", text(name)):
+    names = {name: text(name) for name in ("charset", "collation")}
+    for name, value in names.items():
+        if not re.fullmatch(rb"[A-Za-z0-9_]*", value):
             problems.append("DATABASES[%r]: %s %r is not a name" % (alias, name, params[name]))
-    if text("collation") and not driver.KNOWS_COLLATION:
+            names[name] = b""
+    if names["collation"] and not driver.KNOWS_COLLATION:
         problems.append(
             "DATABASES[%r]: this version of the driver has no option collation: put SET collation_connection into "
             "init_command" % alias
@@ -130,7 +132,7 @@ def split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
             problems.append("DATABASES[%r]: sql_mode %r is not a list of modes" % (alias, sql_mode))
     elif sql_mode == "" and driver.EMPTY_SQL_MODE_IS_SENT:
         set_mode.append(b"SET SESSION sql_mode=''")
-    charset, statements = driver.set_up(text("charset"), text("collation"), init_command, set_mode)
+    charset, statements = driver.set_up(names["charset"], names["collation"], init_command, set_mode)
     if charset is None:
         problems.append(
             "DATABASES[%r]: init_command sets the character set to one that its text does not tell: give charset too"

@@ -7,6 +7,7 @@ take it from the end of a result), and neither connect() nor ping() opens a conn
 """
 
 import pymysql
+from pymysql.charset import charset_by_name
 from pymysql.connections import Connection as StockConnection
 from pymysql.constants import CLIENT
 
@@ -25,16 +26,20 @@ _IN_TRANS = 1
 _AUTOCOMMIT = 2
 _MORE_RESULTS = 8
 
+_NAMES = "charset", "encoding", "collation"  # what set_character_set() changes; the last from 1.1 on
+
 
 # Both from 1.1 on.
 KNOWS_COLLATION = _ALWAYS_NAMES = hasattr(StockConnection, "set_character_set")
 
 
 def set_up(charset, collation, init_command, set_mode):
-    """The character set, sql_mode, then init_command (pymysql.connections.Connection.connect)."""
+    """The character set, sql_mode, then init_command (pymysql.connections.Connection.connect). From 1.1 on "utf8" logs in
+    as utf8mb4, and then says SET NAMES utf8."""
     charset = charset or b"utf8mb4"
     names = [b"SET NAMES " + charset + (b" COLLATE " + collation if collation else b"")] if _ALWAYS_NAMES else []
-    return charset, names + set_mode + init_command
+    known = charset_by_name(charset.decode())
+    return known.name.encode() if known else charset, names + set_mode + init_command
 
 
 def address(host, unix_socket):
@@ -95,7 +100,7 @@ class Driver(_dbpool.Driver):
             self.connection = self._login(spec, local)
             if self.connection.thread_id() != facts.connection_id:
                 raise ConfigurationError("dbpool: the replayed login gave PyMySQL another session's number")
-            self._names = self.connection.charset, self.connection.encoding
+            self._names = {name: getattr(self.connection, name) for name in _NAMES if hasattr(self.connection, name)}
             self.wire.opaque = opaque(spec)
             self.wire.adopt(fd)
         except BaseException:
@@ -131,7 +136,7 @@ class Driver(_dbpool.Driver):
     def checkout(self, status):
         self.wire.begin(status)
         connection = self.connection
-        connection.charset, connection.encoding = self._names
+        vars(connection).update(self._names)
         connection._result = None
         connection._affected_rows = 0
         connection.autocommit_mode = None
