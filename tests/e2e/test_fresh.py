@@ -10,6 +10,9 @@ import socket
 import threading
 import unittest
 
+import MySQLdb
+import pymysql
+
 from tests.e2e.base import DATABASE, PASSWORD, STOCK, USER, WithServer
 
 RESETS = 200
@@ -217,6 +220,8 @@ class Fresh(WithServer):
 
     def test_every_variable(self):
         aliases = {name: {'options': options} for name, options in OPTIONS.items()}
+        if self.knows_collation:
+            aliases['option'] = {'options': {'charset': 'utf8mb4', 'collation': 'utf8mb4_bin', 'init_command': 'DO 1'}}
         aliases['AUTOCOMMIT'] = {'AUTOCOMMIT': False, 'options': {'init_command': 'SELECT n FROM counters'}}
         names = list(aliases)
         for some in (names[at:at + POOLS] for at in range(0, len(names), POOLS)):
@@ -292,7 +297,9 @@ class Fresh(WithServer):
 
 class Fresh_mysqlclient(Fresh, unittest.TestCase):
     driver = 'mysqlclient'
+    knows_collation = MySQLdb.version_info >= (2, 2)
 
 
 class Fresh_pymysql(Fresh, unittest.TestCase):
     driver = 'pymysql'
+    knows_collation = hasattr(pymysql.connections.Connection, 'set_character_set')  # 1.1

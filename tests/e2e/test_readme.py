@@ -149,7 +149,10 @@ class Readme(WithServer, unittest.TestCase):
             with self.subTest(driver), self.serve(driver, 'gevent', ('in',), DJANGO_APP) as uwsgi:
                 for answer in concurrently(lambda _: uwsgi.get('/rows', ids='1', token='x'), [None] * 30, 6):
                     self.assertEqual(answer.json()['rows'], [[1, self.nonces[1], 'x']])
-                self.pooled(uwsgi, 30)
+                page = '/django-' + driver
+                concurrently(lambda _: self.run_sql(uwsgi, "INSERT INTO visits (page) VALUES ('%s')" % page), [None] * 30, 6)
+                self.assertEqual(self.visits(page), 30)
+                self.pooled(uwsgi, 60)
             self.gone()
 
 
