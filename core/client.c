@@ -453,7 +453,7 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
         return atomic_load(&client->foreign) ? DBP_E_CLOSED : DBP_E_STALE;
     struct dbp_session *s = &table->sessions[lease->session];
     struct dbp_pool *p = &table->pools[lease->pool];
-    atomic_store_explicit(&s->status, status & DBP_STATUS_KEPT,
+    atomic_store_explicit(&s->status, status & (DBP_STATUS_KEPT | DBP_STATUS_WROTE),
                           memory_order_relaxed); /* published by the move, read after an acquire */
     atomic_store_explicit(&s->returned_us, dbp_now_us(), memory_order_relaxed);
 

@@ -148,6 +148,10 @@ enum dbp_return {
 /* SERVER_SESSION_STATE_CHANGED: the server says so with the answer to the statement that did it, and once. */
 #define DBP_STATUS_CHANGED 0x4000u
 
+/* A holder's own, at its return: within the transaction that is open now the lease has changed rows, and no error came.
+ * (SERVER_PS_OUT_PARAMS, which the text protocol does not know.) */
+#define DBP_STATUS_WROTE 0x1000u
+
 /* The bits of a server status word that describe the session and not just the last command (include/mysql_com.h):
  * IN_TRANS, AUTOCOMMIT, NO_BACKSLASH_ESCAPES, ANSI_QUOTES. Only these go from one lease to the next. */
 #define DBP_STATUS_KEPT 0x8203u
@@ -160,7 +164,7 @@ struct dbp_holder {
 
 struct dbp_stats {
     int64_t size, max, idle, leased, opening, resetting, closing, waiting;
-    int64_t opened, closed, acquires, waits, timeouts, wait_us, failures, resets, kills;
+    int64_t opened, closed, acquires, waits, timeouts, wait_us, failures, resets, undone, kills;
     int64_t all_size, all_max; /* of all pools together */
 };
 
@@ -227,8 +231,9 @@ void dbp_wait_account(struct dbp_client *client, uint32_t pool, uint64_t waited_
 int dbp_wait_fd(const struct dbp_client *client);
 
 /* Returns a lease. status is the server status word as the holder last saw it; its DBP_STATUS_KEPT bits come back with
- * the next lease. Atomics only, unless somebody waits (one wake-up) or the broker has work (one doorbell). Any thread,
- * also a finaliser. 0, DBP_E_STALE (it was not this caller's any more; nothing happened), DBP_E_CLOSED. */
+ * the next lease, DBP_STATUS_WROTE is for the broker. Atomics only, unless somebody waits (one wake-up) or the broker
+ * has work (one doorbell). Any thread, also a finaliser. 0, DBP_E_STALE (it was not this caller's any more; nothing
+ * happened), DBP_E_CLOSED. */
 int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16_t status, enum dbp_return how);
 
 /* The status word that the previous holder left. Only for the holder. */

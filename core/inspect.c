@@ -26,6 +26,7 @@ void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_
     statsp->wait_us = atomic_load(&count->wait_us);
     statsp->failures = atomic_load(&count->failures);
     statsp->resets = atomic_load(&count->resets);
+    statsp->undone = atomic_load(&count->undone);
     statsp->kills = atomic_load(&count->kills);
     statsp->all_size = 0;
     for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)

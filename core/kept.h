@@ -62,6 +62,7 @@ struct kept_pool {
     uint64_t no_login_before_us; /* a KILL needs the room that an ended session leaves at the server */
     uint64_t wake_at_us;
     bool introduced;      /* dbp_resetting_introduce */
+    bool undone;          /* the log was told of a lease whose rows a rollback takes back */
     uint32_t last_logged; /* error code of the last logged login failure */
     uint64_t logged_us;   /* and when that was */
 };

@@ -40,6 +40,19 @@ void dbp_resetting_introduce(struct dbp_keeper *keeper, uint32_t session) {
                      alias_of(keeper, pool));
 }
 
+/* Whoever writes and gives back without a commit has most likely forgotten something, and nobody else tells him. */
+static void count_undone(struct dbp_keeper *keeper, uint32_t pool) {
+    add(&keeper->table->pools[pool].count.undone);
+    if (keeper->pools[pool].undone)
+        return;
+    keeper->pools[pool].undone = true;
+    dbp_kept_say(
+        keeper, DBP_LOG_WARNING,
+        "pool '%s': a lease that has changed rows came back within its transaction, which is rolled back: commit "
+        "before the connection is closed, or connect with autocommit on (said once, counted as 'undone')",
+        alias_of(keeper, pool));
+}
+
 static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     uint32_t pool = pool_of(keeper, session);
@@ -89,6 +102,7 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
     struct kept *kept = &keeper->sessions[session];
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, session));
     enum dbp_reset_kind kind = (enum dbp_reset_kind)dbp_word_owner(word_of(keeper, session));
+    uint16_t status = (uint16_t)atomic_load(&shared(keeper, session)->status);
 
     if (kept->server_gone) {
         dbp_ending_unfit(keeper, session);
@@ -102,6 +116,8 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
         dbp_resetting_failed(keeper, session, "an answer was left unread");
         return;
     }
+    if ((status & DBP_STATUS_WROTE) && (kind == DBP_RESET_ROLLBACK || kind == DBP_RESET_FULL))
+        count_undone(keeper, pool_of(keeper, session));
     if (kind == DBP_RESET_FULL && (kept->facts.status & DBP_FACT_NO_RESET)) {
         if (dbp_kept_move(keeper, session, DBP_RESETTING, DBP_CLOSING, 0))
             dbp_ending_begin(keeper, session, false);
@@ -110,8 +126,7 @@ void dbp_resetting_begin(struct dbp_keeper *keeper, uint32_t session) {
     }
     kept->resetting = true;
     kept->deadline_us = dbp_now_us() + RESET_MOST_US;
-    dbp_reset_init(&kept->reset, kind, spec && spec->autocommit,
-                   (uint16_t)atomic_load(&shared(keeper, session)->status), kept->facts.status, kept->facts.collation);
+    dbp_reset_init(&kept->reset, kind, spec && spec->autocommit, status, kept->facts.status, kept->facts.collation);
     dbp_kept_watch(keeper, session, EPOLLIN | EPOLLRDHUP);
     go_on_resetting(keeper, session);
 }

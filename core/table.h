@@ -82,7 +82,7 @@ struct dbp_pool_counters {
     _Atomic int64_t size; /* all but EMPTY: what the cap limits */
     _Atomic int64_t max;  /* the cap: pool_size + max_overflow */
     _Atomic int64_t waiting;
-    _Atomic int64_t opened, closed, waits, timeouts, wait_us, failures, resets, kills;
+    _Atomic int64_t opened, closed, waits, timeouts, wait_us, failures, resets, undone, kills;
 };
 
 #define DBP_USAGES 16u /* the processes that share one do no harm, but for their speed */

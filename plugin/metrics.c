@@ -53,6 +53,7 @@ static const struct {
     COUNTER(wait_us),
     COUNTER(failures),
     COUNTER(resets),
+    COUNTER(undone),
     COUNTER(kills),
 #undef STATE
 #undef GAUGE

@@ -61,6 +61,25 @@ def committed():
     connection.close()
     return leased()
 
+def read_after_commit():
+    connection = connect()
+    connection.cursor().execute('UPDATE counters SET n = n + 1 WHERE id = 2')
+    connection.commit()
+    connection.cursor().execute('SELECT * FROM counters')
+    connection.close()
+
+def rolled_back():
+    connection = connect()
+    connection.cursor().execute('UPDATE counters SET n = n + 1 WHERE id = 2')
+    connection.rollback()
+    connection.cursor().execute('SELECT * FROM counters')
+    connection.close()
+
+def nothing_changed():
+    connection = connect()
+    connection.cursor().execute('UPDATE counters SET n = n + 1 WHERE id = 77')
+    connection.close()
+
 def duplicate():
     connection = connect()
     try:
@@ -73,7 +92,8 @@ def duplicate():
 def tls():
     connect(ssl={'ca': '/nowhere'}).close()
 
-PAGES = {'/' + page.__name__: page for page in (ping, leased, committing, left_open, committed, duplicate, tls)}
+PAGES = {'/' + page.__name__: page for page in (ping, leased, committing, left_open, committed, read_after_commit,
+                                               rolled_back, nothing_changed, duplicate, tls)}
 
 def application(environ, start_response):
     try:
@@ -145,6 +165,14 @@ class Managed(WithServer, unittest.TestCase):
                     self.assertEqual(uwsgi.get('/committed').json()['autocommit'], 0)
                 self.assertEqual((self.counter(1), self.counter(2)), (before[0], before[1] + 6))
                 self.assertEqual(uwsgi.get('/duplicate').json()['code'], 1062)
+                for page in ('/read_after_commit', '/rolled_back', '/nothing_changed'):
+                    self.assertNotIn('error', uwsgi.get(page).json())
+
+                def undone():
+                    return [entry['value'] for name, entry in uwsgi.stats()['metrics'].items() if name.endswith('.undone')]
+
+                wait_until(lambda: undone() == [6], 30, 'the rows that were left open are counted')
+                self.assertEqual(uwsgi.log().count("counted as 'undone'"), 1)
                 answer = uwsgi.get('/tls').json()
                 self.assertEqual(answer['error'], 'ConfigurationError')
                 self.assertIn('ssl', answer['text'])

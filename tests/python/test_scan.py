@@ -13,8 +13,7 @@ QUIET = [
     "SELECT 1", "  select\n1", "\t\r\n\v\fSELECT 1", "(SELECT 1)", "((SELECT 1) UNION (SELECT 2))", "/* a */ SELECT 1",
     "-- a\nSELECT 1", "--\nSELECT 1", "# a 'b\nSELECT 1", "( /* a */ ( -- b\n SELECT 1))", "SELECT 1;", "SELECT 1 ; -- end",
     "SELECT 1; /* end */ ", "SELECT 1 -- don't", "SELECT 1 # don't", "SELECT /* don't */ 1", "SELECT /*+ NO_ICP(t) */ 1",
-    "INSERT INTO t VALUES (1)", "insert into `t` (`a`) values ('x; y @z := GET_LOCK(1) LOCK')", "UPDATE t SET a=1",
-    "DELETE FROM t", "REPLACE INTO t VALUES (1)", "COMMIT", "ROLLBACK", "ROLLBACK TO SAVEPOINT `s1_x2`",
+    "COMMIT", "ROLLBACK", "ROLLBACK TO SAVEPOINT `s1_x2`",
     "SAVEPOINT `s1_x2`", "RELEASE SAVEPOINT `s1_x2`", "START TRANSACTION", "BEGIN", "BEGIN WORK", "begin ;", "BEGIN -- x",
     "SHOW TABLES", "EXPLAIN SELECT 1", "DESCRIBE t", "DESC t", "WITH a AS (SELECT 1) SELECT * FROM a", "VALUES (1)",
     "DO SLEEP(0)", "SELECT * FROM t FOR UPDATE", "SELECT * FROM t FOR UPDATE SKIP LOCKED",
@@ -23,6 +22,11 @@ QUIET = [
     "SELECT 'a' '@b'", "SELECT a->'$.x', a->>'$.y', 5-1, 5--1, 6/2, a:b FROM t", "SELECT 'größe'", "SELECT `größe` FROM t",
     "SELECT ''", "SELECT `a``b`", "SELECT \"a\"\"b\"", "SELECT N'a', _utf8mb4'@', x'41', b'01', 1e5, .5",
     "SELECT '/*!', '--', '#', ';'", "SELECT '\\'; SET @a=1; -- '",
+]
+
+WRITES = [
+    "INSERT INTO t VALUES (1)", "insert into `t` (`a`) values ('x; y @z := GET_LOCK(1) LOCK')", "UPDATE t SET a=1",
+    "DELETE FROM t", "REPLACE INTO t VALUES (1);", "/* a */ Insert INTO t SELECT 1 -- b",
 ]
 
 CHANGES = [
@@ -65,6 +69,11 @@ class Scan(unittest.TestCase):
     def test_changes(self):
         self.check('changes', CHANGES)
 
+    def test_writes(self):
+        self.check('writes', WRITES)
+        self.check('changes', [sql.replace(';', '') + extra for sql in WRITES[:-1]
+                               for extra in ('; DO 1', ' + (@a := 1)', " + GET_LOCK('a', 0)")])
+
     def test_autocommit(self):
         self.check('autocommit', AUTOCOMMIT)
 
@@ -80,10 +89,10 @@ class Scan(unittest.TestCase):
 
     def test_every_start_of_a_statement_is_read_within_its_bounds(self):
         """Under valgrind or the address sanitizer this is what finds a byte too many."""
-        for sql in QUIET + CHANGES:
+        for sql in QUIET + WRITES + CHANGES:
             data = sql.encode()
             for end in range(len(data)):
-                self.assertIn(_dbpool.scan(data[:end]), ('quiet', 'changes', 'autocommit'))
+                self.assertIn(_dbpool.scan(data[:end]), ('quiet', 'changes', 'writes', 'autocommit'))
 
     def test_against_a_slow_and_simple_lexer(self):
         """Pieces in a random order; what is left outside of literals and comments decides."""

@@ -17,7 +17,7 @@
 
 static struct dbp_pool_counters *count;
 static struct dbp_pool_spec spec;
-static _Atomic uint32_t untracked, replaced;
+static _Atomic uint32_t untracked, replaced, undone;
 
 static void on_log(enum dbp_log_level level, const char *text) {
     test_log(level, text);
@@ -25,12 +25,15 @@ static void on_log(enum dbp_log_level level, const char *text) {
         atomic_fetch_add(&untracked, 1);
     if (strstr(text, "are replaced"))
         atomic_fetch_add(&replaced, 1);
+    if (strstr(text, "'undone'"))
+        atomic_fetch_add(&undone, 1);
 }
 
 static int setup(void **state) {
     (void)state;
     atomic_store(&untracked, 0);
     atomic_store(&replaced, 0);
+    atomic_store(&undone, 0);
     spec = test_spec("default", 3, 0);
     if (stage_open(6, (struct dbp_broker_ops){.log = on_log}) != 0)
         return -1;
@@ -105,11 +108,35 @@ static void test_a_server_that_reports_no_changes_is_told_of_once(void **state) 
     assert_int_equal(atomic_load(&fake->roles), 0);
 }
 
+static void test_rows_that_a_rollback_takes_back_are_counted_and_told_of_once(void **state) {
+    static const struct {
+        enum dbp_return how;
+        bool wrote;
+        int64_t undone;
+    } leases[] = {{DBP_RETURN_RESET, false, 0}, {DBP_RETURN_RESET, true, 1}, {DBP_RETURN_COMMIT, true, 1},
+                  {DBP_RETURN_FULL, false, 1},  {DBP_RETURN_FULL, true, 2},  {DBP_RETURN_RESET, false, 2}};
+    struct puppet *p = client(DBP_FACT_TRACKED);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof leases / sizeof *leases; i++) {
+        assert_int_equal(puppet_acquire(p, 0), 0);
+        assert_int_equal(puppet_query(p, 0, "BEGIN"), 0);
+        if (leases[i].wrote)
+            p->status |= DBP_STATUS_WROTE;
+        assert_int_equal(puppet_release(p, 0, leases[i].how), 0);
+        assert_true(eventually_equal(&count->resets, (int64_t)i + 1));
+        assert_int_equal(atomic_load(&count->undone), leases[i].undone);
+    }
+    assert_int_equal(atomic_load(&undone), 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_I6_a_full_reset_and_the_same_session_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_session_that_no_reset_leads_back_is_replaced, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_server_that_reports_no_changes_is_told_of_once, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_rows_that_a_rollback_takes_back_are_counted_and_told_of_once, setup,
+                                        teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -87,6 +87,7 @@ extern PyMethodDef dbp_py_session_methods[];
 enum dbp_py_effect {
     DBP_PY_QUIET,     /* changes nothing of the session but what the server reports */
     DBP_PY_CHANGES,   /* may change anything */
+    DBP_PY_WRITES,    /* as QUIET: INSERT, UPDATE, DELETE or REPLACE */
     DBP_PY_AUTOCOMMIT /* SET autocommit=..., which the server reports as a change: the status word says all of it */
 };
 

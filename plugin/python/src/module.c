@@ -84,6 +84,7 @@ static int add_constants(PyObject *module) {
         {"COMMIT", DBP_RETURN_COMMIT},
         {"FULL", DBP_RETURN_FULL},
         {"DOOM", DBP_RETURN_DOOM},
+        {"STATUS_WROTE", DBP_STATUS_WROTE},
         {"SESSIONS_MAX", (long)DBP_SESSIONS_MAX},
         {"WAITERS_MAX", (long)DBP_WAITERS_MAX},
     };

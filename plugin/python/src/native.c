@@ -65,6 +65,8 @@ typedef struct {
     bool layout;
     bool changed;    /* in this lease, by all that is known */
     bool doubt;      /* an error came in this lease: it has no status word, and the last one is older */
+    bool writes;     /* the last statement was INSERT or its kin */
+    bool wrote;      /* one has changed rows in the transaction that is open, by all that is known */
     bool opaque;     /* its character set is none of those that scan.c can read */
     bool autocommit; /* the last statement was SET autocommit: what it reports is no change */
 } native_object;
@@ -352,7 +354,7 @@ int dbp_py_native_begin(PyObject *native, uint16_t status) {
     if (!layout_known(self))
         return -1;
 #if HAVE_LAYOUT
-    self->changed = self->doubt = self->autocommit = false;
+    self->changed = self->doubt = self->autocommit = self->writes = self->wrote = false;
     self->mysql->server_status = status;
     self->mysql->affected_rows = 0;
     self->mysql->insert_id = 0;
@@ -380,6 +382,11 @@ static void note(native_object *self) {
         if (!self->autocommit)
             self->changed = true;
     }
+    if (self->layout && !(self->mysql->server_status & SERVER_STATUS_IN_TRANS))
+        self->wrote = false;
+    else if (self->writes && self->mysql->affected_rows + 1 > 1) /* ~0: it failed */
+        self->wrote = true;
+    self->writes = false;
     /* Of a result object, say, whose exceptions do not come past us. */
     if (self->layout && self->mysql->net.last_errno)
         self->changed = self->doubt = true;
@@ -436,6 +443,7 @@ static PyObject *native_query(PyObject *object, PyObject *sql) {
     if (effect == DBP_PY_CHANGES)
         self->changed = true;
     self->autocommit = effect == DBP_PY_AUTOCOMMIT;
+    self->writes = effect == DBP_PY_WRITES;
     return PyObject_CallMethodObjArgs(self->connection, query_name, sql, NULL);
 }
 
@@ -454,6 +462,8 @@ enum dbp_return dbp_py_native_verdict(PyObject *native, bool autocommit, uint16_
     /* A procedure, or several statements at once, may begin a transaction and then fail. */
     if (self->doubt)
         *status |= SERVER_STATUS_IN_TRANS;
+    else if (self->wrote)
+        *status |= DBP_STATUS_WROTE;
     if ((*status & SERVER_STATUS_IN_TRANS) || ((m->server_status & SERVER_STATUS_AUTOCOMMIT) != 0) != autocommit)
         return DBP_RETURN_RESET;
     return DBP_RETURN_CLEAN;

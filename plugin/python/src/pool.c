@@ -400,14 +400,14 @@ static PyObject *pool_stats(PyObject *module, PyObject *arg) {
     if (!client || (pool == (unsigned long)-1 && PyErr_Occurred()))
         return NULL;
     dbp_py_api()->pool_stats(client, (uint32_t)pool, &s);
-    return Py_BuildValue("{sLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsL}", "size", (long long)s.size, "max", (long long)s.max,
-                         "idle", (long long)s.idle, "leased", (long long)s.leased, "opening", (long long)s.opening,
-                         "resetting", (long long)s.resetting, "closing", (long long)s.closing, "waiting",
-                         (long long)s.waiting, "opened", (long long)s.opened, "closed", (long long)s.closed, "acquires",
-                         (long long)s.acquires, "waits", (long long)s.waits, "timeouts", (long long)s.timeouts,
-                         "wait_us", (long long)s.wait_us, "failures", (long long)s.failures, "resets",
-                         (long long)s.resets, "kills", (long long)s.kills, "all_size", (long long)s.all_size, "all_max",
-                         (long long)s.all_max);
+    return Py_BuildValue("{sLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsLsL}", "size", (long long)s.size, "max",
+                         (long long)s.max, "idle", (long long)s.idle, "leased", (long long)s.leased, "opening",
+                         (long long)s.opening, "resetting", (long long)s.resetting, "closing", (long long)s.closing,
+                         "waiting", (long long)s.waiting, "opened", (long long)s.opened, "closed", (long long)s.closed,
+                         "acquires", (long long)s.acquires, "waits", (long long)s.waits, "timeouts",
+                         (long long)s.timeouts, "wait_us", (long long)s.wait_us, "failures", (long long)s.failures,
+                         "resets", (long long)s.resets, "undone", (long long)s.undone, "kills", (long long)s.kills,
+                         "all_size", (long long)s.all_size, "all_max", (long long)s.all_max);
 }
 
 static PyObject *pool_error(PyObject *module, PyObject *arg) {

@@ -74,16 +74,22 @@ static bool locks(const unsigned char *p, size_t n) {
 }
 
 /* Statements that change nothing but data and transactions, and what the server reports. */
-static bool quiet_start(const unsigned char *p, size_t n) {
-    static const char *const words[] = {"SELECT",   "INSERT",  "UPDATE",  "DELETE",    "REPLACE", "COMMIT",
-                                        "ROLLBACK", "START",   "RELEASE", "SAVEPOINT", "SHOW",    "WITH",
-                                        "VALUES",   "EXPLAIN", "DO",      "DESCRIBE",  "DESC"};
+static enum dbp_py_effect of_first_word(const unsigned char *p, size_t n) {
+    static const struct {
+        const char *word;
+        enum dbp_py_effect effect;
+    } words[] = {{"SELECT", DBP_PY_QUIET},    {"INSERT", DBP_PY_WRITES},  {"UPDATE", DBP_PY_WRITES},
+                 {"DELETE", DBP_PY_WRITES},   {"REPLACE", DBP_PY_WRITES}, {"COMMIT", DBP_PY_QUIET},
+                 {"ROLLBACK", DBP_PY_QUIET},  {"START", DBP_PY_QUIET},    {"RELEASE", DBP_PY_QUIET},
+                 {"SAVEPOINT", DBP_PY_QUIET}, {"SHOW", DBP_PY_QUIET},     {"WITH", DBP_PY_QUIET},
+                 {"VALUES", DBP_PY_QUIET},    {"EXPLAIN", DBP_PY_QUIET},  {"DO", DBP_PY_QUIET},
+                 {"DESCRIBE", DBP_PY_QUIET},  {"DESC", DBP_PY_QUIET}};
     size_t i;
 
     for (i = 0; i < sizeof(words) / sizeof(words[0]); i++)
-        if ((p[0] & 0xdf) == words[i][0] && is(p, n, words[i]))
-            return true;
-    return false;
+        if ((p[0] & 0xdf) == words[i].word[0] && is(p, n, words[i].word))
+            return words[i].effect;
+    return DBP_PY_CHANGES;
 }
 
 struct cursor {
@@ -189,6 +195,7 @@ static bool only_autocommit(struct cursor c) {
 
 enum dbp_py_effect dbp_py_scan(const char *sql, size_t n, bool backslash) {
     struct cursor c = {(const unsigned char *)sql, (const unsigned char *)sql + n};
+    enum dbp_py_effect effect;
     bool comment;
     size_t length;
 
@@ -211,7 +218,8 @@ enum dbp_py_effect dbp_py_scan(const char *sql, size_t n, bool backslash) {
             c.at += length;
         return over(&c) ? DBP_PY_QUIET : DBP_PY_CHANGES;
     }
-    if (!quiet_start(c.at, length))
+    effect = of_first_word(c.at, length);
+    if (effect == DBP_PY_CHANGES)
         return DBP_PY_CHANGES;
     c.at += length;
 
@@ -233,7 +241,7 @@ enum dbp_py_effect dbp_py_scan(const char *sql, size_t n, bool backslash) {
             break;
         case SIGN:
             if (*c.at == ';')
-                return over(&c) ? DBP_PY_QUIET : DBP_PY_CHANGES;
+                return over(&c) ? effect : DBP_PY_CHANGES;
             if (*c.at == '@') {
                 /* @@name is a system variable that is read; @name is the user's, and may be written. */
                 for (length = 0; c.at < c.end && *c.at == '@'; c.at++)
@@ -253,7 +261,7 @@ enum dbp_py_effect dbp_py_scan(const char *sql, size_t n, bool backslash) {
             return DBP_PY_CHANGES;
         }
     }
-    return DBP_PY_QUIET;
+    return effect;
 }
 
 enum dbp_py_effect dbp_py_scan_object(PyObject *sql, bool backslash) {
@@ -281,7 +289,7 @@ enum dbp_py_effect dbp_py_scan_object(PyObject *sql, bool backslash) {
 }
 
 PyObject *dbp_py_scan_method(PyObject *module, PyObject *args) {
-    static const char *const names[] = {"quiet", "changes", "autocommit"};
+    static const char *const names[] = {"quiet", "changes", "writes", "autocommit"};
     int backslash = 1;
     PyObject *sql;
 

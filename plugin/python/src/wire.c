@@ -30,6 +30,8 @@ typedef struct {
     unsigned status;    /* server status word, as last heard, without DBP_STATUS_CHANGED */
     bool changed;       /* in this lease, by all that is known */
     bool doubt;         /* an error packet came in this lease: it has no status word, and the last one is older */
+    bool writes;        /* the answer that comes next is that of INSERT or its kin */
+    bool wrote;         /* one has changed rows in the transaction that is open, by all that is known */
     bool opaque;        /* its character set is none of those that scan.c can read */
     bool autocommit;    /* the last command was SET autocommit: what it reports is no change */
     PyObject *ended;    /* the exception that ended a wait */
@@ -174,10 +176,16 @@ static Py_ssize_t receive(wire_object *self, void *to, size_t n) {
     }
 }
 
+#define IN_TRANS 0x0001u
+#define MORE_RESULTS 0x0008u
+#define NO_BACKSLASH_ESCAPES 0x0200u
+
 static void hear(wire_object *self, unsigned status) {
     if ((status & DBP_STATUS_CHANGED) && !self->autocommit)
         self->changed = true;
     self->status = status & 0xFFFFu & ~DBP_STATUS_CHANGED;
+    if (!(status & IN_TRANS))
+        self->wrote = false;
 }
 
 #define COM_QUIT 0x01
@@ -185,8 +193,6 @@ static void hear(wire_object *self, unsigned status) {
 #define COM_STATISTICS 0x09
 #define COM_PROCESS_KILL 0x0C
 #define COM_PING 0x0E
-#define MORE_RESULTS 0x0008u
-#define NO_BACKSLASH_ESCAPES 0x0200u
 
 /* What is about to be sent: PyMySQL sends a command's first packet in one piece, and only that has sequence number 0
  * (or a chunk of a file that LOAD DATA LOCAL sends, which counts as a change anyway). */
@@ -204,6 +210,7 @@ static void look(wire_object *self, const unsigned char *data, size_t n) {
     if (effect == DBP_PY_CHANGES)
         self->changed = true;
     self->autocommit = effect == DBP_PY_AUTOCOMMIT;
+    self->writes = effect == DBP_PY_WRITES;
 }
 
 /* PyMySQL reads a header, then exactly its payload: so 5 bytes that were announced and begin with 0xFE are an EOF
@@ -211,11 +218,17 @@ static void look(wire_object *self, const unsigned char *data, size_t n) {
 static void note(wire_object *self, const unsigned char *data, size_t n) {
     if (n == 5 && self->announced == 5 && data[0] == 0xFE)
         hear(self, (unsigned)data[3] | (unsigned)data[4] << 8);
-    /* An ERR packet; no row and no other answer begins so. What the statement did before it failed was not reported. It is
-     * the last of its answers, whatever the one before it said of more. */
+    /* An ERR packet; no row and no other answer begins so. What the statement did before it failed was not reported. It
+     * is the last of its answers, whatever the one before it said of more. */
     if (n == self->announced && n >= 3 && data[0] == 0xFF) {
         self->changed = self->doubt = true;
         self->status &= ~MORE_RESULTS;
+    }
+    if (n == self->announced && self->writes) {
+        /* An OK packet with rows that were changed; the driver tells its status. With RETURNING rows come instead. */
+        if (n >= 7 && data[0] == 0 && data[1] != 0)
+            self->wrote = true;
+        self->writes = false;
     }
     self->announced = n == 4 ? (uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 : 0;
 }
@@ -377,7 +390,7 @@ static PyObject *wire_begin(PyObject *object, PyObject *arg) {
     if (status == -1 && PyErr_Occurred())
         return NULL;
     self->status = (unsigned)status & 0xFFFFu;
-    self->changed = self->doubt = self->autocommit = false;
+    self->changed = self->doubt = self->autocommit = self->writes = self->wrote = false;
     Py_RETURN_NONE;
 }
 
@@ -437,6 +450,8 @@ static PyGetSetDef wire_getset[] = {
      (void *)offsetof(wire_object, changed)},
     {"doubt", get_flag, NULL, "an error came in this lease: status is older than that",
      (void *)offsetof(wire_object, doubt)},
+    {"wrote", get_flag, NULL, "this lease has changed rows in the transaction that is open",
+     (void *)offsetof(wire_object, wrote)},
     {"opaque", get_flag, set_opaque, "every statement counts as a change: they cannot be read",
      (void *)offsetof(wire_object, opaque)},
     {NULL, NULL, NULL, NULL, NULL}};

@@ -155,6 +155,8 @@ class Driver(_dbpool.Driver):
             return _dbpool.DOOM, status, False
         if self.wire.doubt:
             status |= _IN_TRANS
+        elif self.wire.wrote:
+            status |= _dbpool.STATUS_WROTE
         keep = not (self.lent.pairs and self.lent.changed())
         if reset == "full" or (reset == "auto" and (self.wire.changed or not self.tracked)):
             return _dbpool.FULL, status, keep
