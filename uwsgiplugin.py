@@ -9,6 +9,7 @@ import subprocess
 NAME = 'dbpool'
 
 CORE = [
+    'asking',
     'attach',
     'broker',
     'client',

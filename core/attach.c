@@ -26,31 +26,35 @@ int dbp_wait_readable(int fd, uint64_t deadline_us) {
     }
 }
 
-static int send_request(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
-                        int theirs) {
+static int send_request(const struct dbp_share *share, enum dbp_role role, const char *label, int theirs) {
     union dbp_wire_any msg;
-    int rc;
 
     memset(&msg.attach, 0, sizeof msg.attach);
     dbp_wire_head_init(&msg.head, DBP_WIRE_ATTACH, 1);
     msg.attach.role = (uint32_t)role;
     snprintf(msg.attach.label, sizeof msg.attach.label, "%s", label);
-    /* The control socket's buffer holds a few hundred of these; it is full only while the broker is not up yet. */
-    while ((rc = dbp_wire_send(share->control_fd, &msg, theirs)) == -EAGAIN) {
-        if (dbp_now_us() >= deadline_us)
-            return DBP_E_TIMEOUT;
-        poll(NULL, 0, 5);
-    }
+    return dbp_wire_send(share->control_fd, &msg, theirs);
+}
+
+int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const char *label, int *channelp) {
+    int pair[2];
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
+        return -errno;
+    int rc = send_request(share, role, label, pair[1]);
+    close(pair[1]); /* the broker has its own copy; with ours open, its refusal would not be an end of file here */
+    if (rc == 0)
+        *channelp = pair[0];
+    else
+        close(pair[0]);
     return rc;
 }
 
-static int take_answer(int mine, uint64_t deadline_us, uint32_t *slotp) {
+int dbp_attach_take(int channel, uint32_t *slotp) {
     union dbp_wire_any msg;
     int fd = -1;
 
-    int rc = dbp_wait_readable(mine, deadline_us);
-    if (rc == 0)
-        rc = dbp_wire_recv(mine, &msg, &fd, NULL);
+    int rc = dbp_wire_recv(channel, &msg, &fd, NULL);
     if (rc != 0)
         return rc == DBP_E_INVALID ? -EPROTO : rc;
     if (fd >= 0)
@@ -67,18 +71,20 @@ static int take_answer(int mine, uint64_t deadline_us, uint32_t *slotp) {
 
 int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
                int *channelp, uint32_t *slotp) {
-    int pair[2];
+    int channel = -1, rc;
 
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
-        return -errno;
-    int rc = send_request(share, role, label, deadline_us, pair[1]);
-    close(pair[1]); /* the broker has its own copy; with ours open, its refusal would not be an end of file here */
-    if (rc == 0)
-        rc = take_answer(pair[0], deadline_us, slotp);
-    if (rc != 0) {
-        close(pair[0]);
-        return rc;
+    while ((rc = dbp_attach_begin(share, role, label, &channel)) == -EAGAIN) {
+        if (dbp_now_us() >= deadline_us)
+            return DBP_E_TIMEOUT;
+        poll(NULL, 0, (int)(DBP_ATTACH_AGAIN_US / 1000u));
     }
-    *channelp = pair[0];
-    return 0;
+    if (rc == 0)
+        rc = dbp_wait_readable(channel, deadline_us);
+    if (rc == 0)
+        rc = dbp_attach_take(channel, slotp);
+    if (rc == 0)
+        *channelp = channel;
+    else if (channel >= 0)
+        close(channel);
+    return rc;
 }

@@ -13,7 +13,15 @@
 int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
                int *channelp, uint32_t *slotp) DBP_MUST_USE;
 
-/* Waits until fd is readable. 0, DBP_E_TIMEOUT, -errno. EINTR is waited through. */
+/* The same in parts, which never wait. begin: 0, -EAGAIN (the broker has not started, and many have asked: again, a
+ * little later), -errno; then wait until *channelp is readable. take: the answer, and channel is the caller's still;
+ * -EAGAIN when there is none yet. */
+int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const char *label, int *channelp) DBP_MUST_USE;
+int dbp_attach_take(int channel, uint32_t *slotp) DBP_MUST_USE;
+
+#define DBP_ATTACH_AGAIN_US 5000u /* how much later */
+
+/* Waits until fd is readable; fd -1: until the deadline. 0, DBP_E_TIMEOUT, -errno. EINTR is waited through. */
 int dbp_wait_readable(int fd, uint64_t deadline_us) DBP_MUST_USE;
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * The client: one per worker, mule or spooler. Acquire and release touch only the shared table; the channel to the
- * broker serves what needs an answer (registering, fetching a session's fd), one request at a time under a mutex.
+ * broker serves what needs an answer (registering, fetching a session's fd): see asking.h.
  */
+#include "asking.h"
 #include "attach.h"
 #include "handoff.h"
 #include "inspect.h"
@@ -11,7 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,8 +29,8 @@ struct dbp_client {
     uint32_t slot;
     _Atomic bool foreign; /* this process is a forked child of the one that attached: nothing here is ours */
     int channel;
-    uint32_t serial;
-    pthread_mutex_t lock; /* channel, serial, guarded */
+    struct dbp_asking asking;
+    pthread_mutex_t lock; /* channel, asking, guarded; never held while anything is waited for */
     int *guarded;         /* session fds of this process, for the child after a fork */
     size_t n_guarded, guarded_room;
     struct dbp_recent recent[DBP_POOLS_MAX];
@@ -39,8 +39,8 @@ struct dbp_client {
 /* ---- a forked child must neither use nor keep the parent's sessions (I11) ---- */
 
 static struct dbp_client *the_client; /* atfork handlers have no argument; one client per process */
-/* Guards the pointer. Held while a client attaches: a fork in the middle of that would meet a client that it has not
- * locked, and a channel that no list names. */
+static struct dbp_client *attaching;  /* is not the_client yet, but has a channel: a child must not keep that */
+/* Guards both pointers, and all of the one that attaches. */
 static pthread_mutex_t the_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void before_fork(void) {
@@ -55,16 +55,24 @@ static void after_fork_parent(void) {
     pthread_mutex_unlock(&the_lock);
 }
 
+static void drop_channel(struct dbp_client *client) {
+    if (client->channel >= 0)
+        close(client->channel);
+    client->channel = -1;
+}
+
 static void after_fork_child(void) {
     struct dbp_client *client = the_client;
 
+    if (attaching)
+        drop_channel(attaching); /* it stays: a greenlet of this thread may be in the middle of it */
     pthread_mutex_unlock(&the_lock);
     if (!client)
         return;
     pthread_mutex_unlock(&client->lock);
     atomic_store(&client->foreign, true);
-    close(client->channel);
-    client->channel = -1;
+    drop_channel(client);
+    dbp_asking_fork_child(&client->asking);
     /* Fenced rather than closed: the drivers' objects were copied too and will write to, or close, these numbers. Where
      * no dead socket is to be had, closed is still better than shared. */
     for (size_t i = 0; i < client->n_guarded; i++)
@@ -129,33 +137,44 @@ static void install_atfork(void) {
     atfork_error = pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
 
-static struct dbp_client *client_free(struct dbp_client *client) {
-    if (client->channel >= 0)
-        close(client->channel);
-    pthread_mutex_destroy(&client->lock);
-    free(client);
-    return NULL;
+/* With the_lock held. -EAGAIN: no answer yet. */
+static int end_to_attach(struct dbp_client *client) {
+    uint64_t stale; /* the slot's previous process may have left a count */
+
+    int rc = dbp_attach_take(client->channel, &client->slot);
+    if (rc == 0 && client->slot >= client->share.n_wake_fds)
+        rc = DBP_E_FULL;
+    if (rc == 0 && read(client->share.wake_fds[client->slot], &stale, sizeof stale) < 0 && errno != EAGAIN)
+        rc = -errno;
+    return rc;
 }
 
-static int attach(const struct dbp_share *share, const char *label, uint64_t deadline_us, struct dbp_client **clientp) {
-    struct dbp_client *client = calloc(1, sizeof *client);
-    if (!client)
-        return -ENOMEM;
-    client->share = *share;
-    client->channel = -1;
-    pthread_mutex_init(&client->lock, NULL);
-    int rc = dbp_attach(share, DBP_ROLE_CLIENT, label, deadline_us, &client->channel, &client->slot);
-    if (rc == 0 && client->slot >= share->n_wake_fds)
-        rc = DBP_E_FULL;
-    if (rc == 0) {
-        uint64_t stale; /* the slot's previous process may have left a count */
-        if (read(share->wake_fds[client->slot], &stale, sizeof stale) < 0 && errno != EAGAIN)
-            rc = -errno;
+static int wait_unlocked(int fd, uint64_t deadline_us) {
+    pthread_mutex_unlock(&the_lock);
+    int rc = dbp_wait_as_told(fd, deadline_us);
+    pthread_mutex_lock(&the_lock);
+    return rc;
+}
+
+/* With the_lock held, which is let go while it waits. */
+static int attach(struct dbp_client *client, const char *label, uint64_t deadline_us) {
+    int rc;
+
+    while ((rc = dbp_attach_begin(&client->share, DBP_ROLE_CLIENT, label, &client->channel)) == -EAGAIN) {
+        uint64_t now = dbp_now_us(), until = now + DBP_ATTACH_AGAIN_US;
+        if (now >= deadline_us)
+            return DBP_E_TIMEOUT;
+        rc = wait_unlocked(-1, until < deadline_us ? until : deadline_us);
+        if (rc != 0 && rc != DBP_E_TIMEOUT)
+            return rc;
     }
-    if (rc == 0)
-        *clientp = client;
-    else
-        client_free(client);
+    if (rc != 0)
+        return rc;
+    do {
+        rc = wait_unlocked(client->channel, deadline_us);
+        if (rc == 0)
+            rc = end_to_attach(client);
+    } while (rc == -EAGAIN);
     return rc;
 }
 
@@ -167,43 +186,25 @@ int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t
     if (atfork_error)
         return -atfork_error;
     pthread_mutex_lock(&the_lock);
-    int rc = attach(share, label, deadline_us, clientp);
-    if (rc == 0)
-        the_client = *clientp;
+    struct dbp_client *client = attaching = calloc(1, sizeof *client);
+    int rc = -ENOMEM;
+    if (client) {
+        client->share = *share;
+        client->channel = -1;
+        pthread_mutex_init(&client->lock, NULL);
+        rc = attach(client, label, deadline_us);
+    }
+    if (attaching == client)
+        attaching = NULL;
+    if (rc == 0) {
+        the_client = *clientp = client;
+    } else if (client) {
+        drop_channel(client);
+        pthread_mutex_destroy(&client->lock);
+        free(client);
+    }
     pthread_mutex_unlock(&the_lock);
     return rc;
-}
-
-/* Sends a request and waits for its answer; answers to requests that were given up are dropped by their serial.
- * msg is both. Called with the lock held. */
-static int ask(struct dbp_client *client, union dbp_wire_any *msg, enum dbp_wire_type answer, uint64_t deadline_us,
-               int *fdp) {
-    uint32_t serial = ++client->serial;
-    int rc;
-
-    msg->head.serial = serial;
-    while ((rc = dbp_wire_send(client->channel, msg, -1)) == -EAGAIN) {
-        struct pollfd room = {.fd = client->channel, .events = POLLOUT};
-        uint64_t now = dbp_now_us();
-        if (now >= deadline_us)
-            return DBP_E_TIMEOUT;
-        (void)poll(&room, 1, (int)((deadline_us - now + 999) / 1000 < 1000 ? (deadline_us - now + 999) / 1000 : 1000));
-    }
-    while (rc == 0) {
-        int fd = -1;
-        rc = dbp_wait_readable(client->channel, deadline_us);
-        if (rc == 0)
-            rc = dbp_wire_recv(client->channel, msg, &fd, NULL);
-        if (rc == -EAGAIN || (rc == -EMFILE && msg->head.serial != serial))
-            rc = 0;
-        else if (rc == 0 && msg->head.serial == serial && msg->head.type == answer) {
-            *fdp = fd;
-            return (int)msg->head.result;
-        }
-        if (rc == 0 && fd >= 0)
-            close(fd);
-    }
-    return rc == -EPIPE || rc == -ECONNRESET ? DBP_E_CLOSED : rc;
 }
 
 static bool closed(const struct dbp_client *client) {
@@ -222,7 +223,7 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
     dbp_wire_head_init(&msg.head, DBP_WIRE_REGISTER, 0);
     msg.reg.spec = *spec;
     pthread_mutex_lock(&client->lock);
-    int rc = ask(client, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
+    int rc = dbp_asking(&client->asking, &client->lock, &client->channel, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
     pthread_mutex_unlock(&client->lock);
     if (fd >= 0)
         close(fd);
@@ -249,7 +250,7 @@ int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, 
     msg.fetch.session = lease->session;
     msg.fetch.generation = lease->generation;
     pthread_mutex_lock(&client->lock);
-    int rc = ask(client, &msg, DBP_WIRE_SESSION, deadline_us, &fd);
+    int rc = dbp_asking(&client->asking, &client->lock, &client->channel, &msg, DBP_WIRE_SESSION, deadline_us, &fd);
     if (rc == 0 &&
         (fd < 0 || msg.session.facts.greeting_len > DBP_GREETING_MAX || msg.session.facts.row_len > DBP_FACTS_ROW_MAX))
         rc = -EPROTO;

@@ -32,7 +32,7 @@ enum dbp_error_code {
     DBP_E_CLOSED = 5,     /* the broker is gone, or this process was forked from an attached one */
     DBP_E_INVALID = 6,    /* an argument or a message is out of range */
     DBP_E_STALE = 7,      /* the lease is not this caller's any more: it was returned or ended before */
-    DBP_E_INTERRUPTED = 8 /* the interrupted() callback of dbp_acquire asked to stop */
+    DBP_E_INTERRUPTED = 8 /* the interrupted() callback of dbp_acquire, or a dbp_wait_fn, asked to stop */
 };
 
 /* ---- limits (each is a size in the shared table; memory is only touched where it is used) ---- */
@@ -189,18 +189,27 @@ struct dbp_share {
 
 struct dbp_client;
 
+/* How this process waits for the broker, in attach, register and fetch below: until fd is readable, at most until
+ * deadline_us; fd -1: it only lets time pass. 0, DBP_E_TIMEOUT, DBP_E_INTERRUPTED (which the caller of those is
+ * answered), -errno. Called in the thread that asks, with no lock of core's held; it may run others of this thread's
+ * greenlets, which ask too. NULL, as in the beginning: poll(2). Forked children inherit it. */
+typedef int (*dbp_wait_fn)(int fd, uint64_t deadline_us);
+void dbp_set_wait(dbp_wait_fn wait);
+int dbp_wait_as_told(int fd, uint64_t deadline_us) DBP_MUST_USE; /* by it */
+
 /* Attaches this process: sends one end of a private channel to the broker and waits for its slot.
  * label names the process in errors and logs ("worker 3"). Any thread, once per process and again in a forked child.
  * The broker may not run yet (workers are forked before it): waits until deadline_us.
- * 0, DBP_E_TIMEOUT, DBP_E_FULL (no slot), -errno. The client lives as long as the process; a forked child of this
- * process finds it marked foreign: every call answers DBP_E_CLOSED, its inherited session fds are closed. */
+ * 0, DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_FULL (no slot), -errno. The client lives as long as the process; a forked
+ * child of this process finds it marked foreign: every call answers DBP_E_CLOSED, its inherited session fds are closed.
+ */
 int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
                       struct dbp_client **clientp) DBP_MUST_USE;
 
 /* Registers (or finds) the pool of spec's alias and identity and gives it spec's policy and password. With another
  * identity than the alias had, it is another pool, and the one before goes when no process that registered it is left.
  * spec is not kept. Any thread. 0; DBP_E_INVALID, DBP_E_FULL with errbuf (errlen bytes) naming the field, never its
- * secret; DBP_E_TIMEOUT, DBP_E_CLOSED. */
+ * secret; DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_CLOSED. */
 int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
                         size_t errlen, uint32_t *poolp) DBP_MUST_USE;
 
@@ -244,8 +253,8 @@ bool dbp_lease_valid(const struct dbp_client *client, const struct dbp_lease *le
 /* A new fd (CLOEXEC, non-blocking, owned by the caller) of the leased session, and its facts: asked of the broker, one
  * round trip, bounded by deadline_us. The fd is guarded already: dbp_unguard_fd before it is closed. The open file
  * description is shared with other processes: never change its flags or options. Any thread. 0, DBP_E_STALE,
- * DBP_E_TIMEOUT, DBP_E_CLOSED, -EMFILE (this process has as many files open as it may; the lease and the session are as
- * they were), -errno. */
+ * DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_CLOSED, -EMFILE (this process has as many files open as it may; the lease and
+ * the session are as they were), -errno. */
 int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, uint64_t deadline_us, int *fdp,
                       struct dbp_session_facts *factsp) DBP_MUST_USE;
 
@@ -296,9 +305,11 @@ struct dbp_api {
     uint32_t version; /* DBP_VERSION: check first */
     uint32_t size;    /* sizeof(struct dbp_api) */
     /* This process's client, attached on first call (any thread). NULL: *whyp says what is wrong, in a user's words (no
-     * master, broker not answering, ...); *before_forkp is true when the cause is that this is the master itself,
-     * before its workers are forked: use a private connection then. */
+     * master, broker not answering, ...), NULL if the wait was interrupted; *before_forkp is true when the cause is
+     * that this is the master itself, before its workers are forked: use a private connection then. */
     struct dbp_client *(*client)(const char **whyp, bool *before_forkp);
+    /* Before the first call of client(): how it and the functions below wait for the broker. */
+    void (*set_wait)(dbp_wait_fn);
     /* For the master before its fork, where client() gives NULL: has the broker make the pool when it starts. The spec
      * is kept in private memory until then, and reported in the log if it is refused. 0, DBP_E_FULL, DBP_E_CLOSED (the
      * broker runs already, or there will be none). */

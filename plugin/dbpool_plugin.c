@@ -30,7 +30,8 @@ extern pid_t masterpid;
 #define SPARE_PROCS                                                                                 \
     32u /* slots beyond workers, mules and spoolers: the connector, forked children of workers, and \
            dead processes whose end has not been seen yet */
-#define ATTACH_MOST_US 5000000u /* the broker starts milliseconds after the workers; longer means it does not run */
+#define ATTACH_MOST_US 10000000u /* the broker starts milliseconds after the workers; longer means it does not run */
+#define ATTACH_LOOK_US 10000u    /* while another thread or greenlet of the process attaches it */
 
 static struct {
     bool made; /* share is there: a master runs, or will */
@@ -47,7 +48,8 @@ static struct {
 static struct {
     pthread_mutex_t lock;
     struct dbp_client *client;
-    pid_t pid; /* whose client it is */
+    pid_t pid;       /* whose client it is */
+    pid_t attaching; /* this process, while one of its threads or greenlets does it */
 } own = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* ---- loading: only into the uWSGI that it was built for (uWSGI itself checks nothing) ---- */
@@ -248,6 +250,16 @@ static void label_process(char *label, size_t n) {
         snprintf(label, n, "process");
 }
 
+/* With own.lock held, which is let go meanwhile. */
+static int look_again(uint64_t deadline_us) {
+    uint64_t now = dbp_now_us();
+
+    pthread_mutex_unlock(&own.lock);
+    int rc = now >= deadline_us ? DBP_E_TIMEOUT : dbp_wait_as_told(-1, now + ATTACH_LOOK_US);
+    pthread_mutex_lock(&own.lock);
+    return rc == DBP_E_TIMEOUT && now < deadline_us ? 0 : rc;
+}
+
 static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     char label[24];
@@ -266,19 +278,28 @@ static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
         return NULL;
     }
     pthread_once(&once, watch_forks);
+    uint64_t deadline_us = dbp_now_us() + ATTACH_MOST_US;
     pthread_mutex_lock(&own.lock);
-    if (!own.client || own.pid != getpid()) {
+    int rc = 0;
+    while (rc == 0 && own.attaching == getpid())
+        rc = look_again(deadline_us);
+    if (rc == 0 && (!own.client || own.pid != getpid())) {
         struct dbp_client *client = NULL; /* an inherited one is left as it is: its memory is the parent's copy */
+        own.attaching = getpid();
+        pthread_mutex_unlock(&own.lock); /* other greenlets of this thread run while it waits */
         label_process(label, sizeof label);
-        int rc = dbp_client_attach(&host.share, label, dbp_now_us() + ATTACH_MOST_US, &client);
-        *whyp = rc == DBP_E_FULL      ? "no process slot is free in the pool's table"
-                : rc == DBP_E_TIMEOUT ? "the pool's broker in the uWSGI master does not answer"
-                                      : "attaching to the pool's broker failed";
-        own.client = rc == 0 ? client : NULL;
+        rc = dbp_client_attach(&host.share, label, deadline_us, &client);
+        pthread_mutex_lock(&own.lock);
+        own.attaching = 0;
+        own.client = client;
         own.pid = getpid();
     }
-    struct dbp_client *client = own.client;
+    struct dbp_client *client = rc == 0 ? own.client : NULL;
     pthread_mutex_unlock(&own.lock);
+    *whyp = rc == DBP_E_INTERRUPTED ? NULL
+            : rc == DBP_E_FULL      ? "no process slot is free in the pool's table"
+            : rc == DBP_E_TIMEOUT   ? "the pool's broker in the uWSGI master does not answer"
+                                    : "attaching to the pool's broker failed";
     return client;
 }
 
@@ -288,6 +309,7 @@ const struct dbp_api dbpool_api = {
     .version = DBP_VERSION,
     .size = sizeof(struct dbp_api),
     .client = this_process,
+    .set_wait = dbp_set_wait,
     .announce = announce,
     .client_register = dbp_client_register,
     .acquire_now = dbp_acquire_now,

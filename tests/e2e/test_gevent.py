@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Nothing blocks the hub (I8): queries of one worker overlap, waits end when asked, idle workers sleep on (I11)."""
 
+import contextlib
 import os
 import signal
 import unittest
 
 from tests.e2e.base import WithUwsgi, matrix
-from tests.support import concurrently, in_background, voluntary_switches, wait_until
+from tests.support import all_threads_stopped, concurrently, in_background, unix_sockets, voluntary_switches, wait_until
 
 
 @matrix(modes=['gevent'])
@@ -69,6 +70,96 @@ class Overlap(WithUwsgi):
 
     def test_two_greenlets_on_one_connection(self):
         self.assertEqual(self.uwsgi.get('/shared_object').json()['outcomes'], ['first: ok', 'second: ProgrammingError'])
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: all_threads_stopped(pid), 30, 'each of its threads stands still')
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+class SlowBroker(WithUwsgi):
+    """The master stands still while a worker asks it for a session: only those who need the answer wait for it."""
+
+    processes = 1
+    pool = {'pool_size': 4, 'max_overflow': 0, 'timeout': 60, 'min_size': 4}
+
+    def arrive(self, **parameters):
+        name = self.new_name()
+        page = in_background(self.uwsgi.get, '/arrived', meet=name, **parameters)
+        self.here(name)
+        return page
+
+
+@matrix(modes=['gevent', 'threads'])
+class MeetsSessions(SlowBroker):
+    @classmethod
+    def make_uwsgi(cls, driver, mode, databases, *args, **more):
+        hasty = {'pool_size': 2, 'max_overflow': 0, 'timeout': 1, 'min_size': 2}
+        databases = dict(databases, hasty=cls.database(hasty))
+        return super().make_uwsgi(driver, mode, databases, *args, **more)
+
+    @contextlib.contextmanager
+    def stands_still(self, alias):
+        """The master does, and all sessions are there, of which the worker knows one, which is in use."""
+        name = self.new_name()
+        held = in_background(self.sql, 'SELECT CONNECTION_ID()', alias=alias, meet=name)
+        self.here(name)
+        size = self.uwsgi.pool(alias)['max']
+        wait_until(lambda: self.uwsgi.pool(alias)['idle'] == size - 1, 30, 'all sessions are open')
+        try:
+            with stopped(self.uwsgi.pid):
+                yield
+        finally:
+            self.go(name)
+            held.result()
+
+    def test_others_go_on(self):
+        with self.stands_still('default'):
+            pages = [self.arrive() for _ in range(3 if self.mode == 'gevent' else 2)]
+            for _ in range(3):
+                self.assertEqual(self.uwsgi.get('/ping').status, 200)
+            self.assertEqual([page.done() for page in pages], [False] * len(pages))
+        answers = [page.result().json() for page in pages]
+        self.assertEqual([answer.get('error') for answer in answers], [None] * len(pages), answers)
+
+    def test_a_time_out_names_the_cause(self):
+        with self.stands_still('hasty'):
+            answer = self.arrive(alias='hasty').result().json()
+        self.assertEqual(answer.get('error'), 'OperationalError', answer)
+        self.assertIn("the pool's broker in the uWSGI master does not answer", answer['text'])
+        self.assertIn('id', self.arrive(alias='hasty').result().json())
+
+
+@matrix(modes=['gevent'])
+class FirstUse(SlowBroker):
+    """The first requests of a worker attach it, and register its pools: each request does, as Django makes the wrappers
+    of all aliases at its start."""
+
+    pool = {'pool_size': 4, 'max_overflow': 0, 'timeout': 60}
+
+    @classmethod
+    def make_uwsgi(cls, *args, **more):
+        with open(os.path.join(cls.meet, 'file'), 'w') as f:
+            f.write('of the worker, without Django')
+        args = args[:4] + ({'static-map': '/file=' + os.path.join(cls.meet, 'file')},) + args[5:]
+        return super().make_uwsgi(*args, ready=None, **more)
+
+    def test_others_go_on(self):
+        worker = self.uwsgi.worker_pids()[1]
+        before = set(unix_sockets(worker).values())
+        with stopped(self.uwsgi.pid):
+            pages = [in_background(self.uwsgi.get, '/rows', ids='1', token='t') for _ in range(3)]
+            wait_until(lambda: set(unix_sockets(worker).values()) - before, 30, 'the worker asks for its channel')
+            for _ in range(3):
+                self.assertEqual(self.uwsgi.get('/file').status, 200)
+            self.assertEqual([page.done() for page in pages], [False] * 3)
+            self.assertEqual(len(set(unix_sockets(worker).values()) - before), 1)  # one asks for all
+        self.assertEqual([page.result().status for page in pages], [200] * 3)
 
 
 class WithoutWaitHook(WithUwsgi, unittest.TestCase):

@@ -12,19 +12,10 @@ import unittest
 
 from tests.e2e.base import DATABASE, WithServer, matrix
 from tests.e2e.storming import Load, Storming
-from tests.support import Proxy, concurrently, in_background, wait_until
+from tests.support import Proxy, all_threads_stopped, concurrently, in_background, wait_until
 
 IDLE = 20
 TIMEOUT_S = 2  # of each read, write and login: long enough for a busy machine, and a freeze is waited out several times
-
-
-def all_threads_stopped(pid):
-    """SIGSTOP reaches each thread in its own time."""
-    for task in os.listdir('/proc/%d/task' % pid):
-        with open('/proc/%d/task/%s/stat' % (pid, task)) as f:
-            if f.read().rpartition(')')[2].split()[0] != 'T':
-                return False
-    return True
 
 
 class Faults(Storming, WithServer):

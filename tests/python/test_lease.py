@@ -346,6 +346,7 @@ class CheckOut(Case):
     def setUp(self):
         super().setUp()
         self.made = []
+        self.meanwhile = None  # what others do while a driver object is made: its session is asked of the broker
         self.configure()
 
     def configure(self, **policy):
@@ -358,7 +359,10 @@ class CheckOut(Case):
     # the driver module
     Connection = fakes.Connection
 
-    def Driver(self, lease, spec, local):
+    def Driver(self, lease, spec, local, seconds):
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
         driver = fakes.Driver(lease.session, lease.incarnation)
         self.made.append(driver)
         return driver
@@ -380,6 +384,19 @@ class CheckOut(Case):
         self.take(1, 1)[0].close()
         self.take(1, 2)[0].close()
         self.assertEqual([driver.destroyed for driver in self.made], [1, 0])
+
+    def test_another_session_in_the_slot_while_the_broker_is_asked(self):
+        """The object of the session that is there now stays; the other one would say COM_QUIT when it is forgotten."""
+        others = []
+        self.meanwhile = lambda: others.append(self.take(1, 2)[0])
+        with self.assertRaises(pymysql.err.OperationalError):
+            self.take(1, 1)
+        newer, older = self.made
+        self.assertEqual((newer.incarnation, newer.destroyed), (2, 0))
+        self.assertEqual((older.incarnation, older.destroyed), (1, 1))
+        self.assertIs(self.profile.objects[1], newer)
+        others[0].close()
+        self.assertIs(self.profile.objects[1], newer)
 
     def test_ended_sessions_are_swept(self):
         self.take(1, 1)[0].close()

@@ -135,6 +135,13 @@ class Hub(unittest.TestCase):
         self.assertIs(waiting.wait(a.fileno(), True, 0), False)
         self.assertIs(waiting.wait(a.fileno(), False, LONG), True)
 
+    def test_no_fd_lets_time_pass(self):
+        other = gevent.spawn(gevent.getcurrent)
+        self.assertIs(waiting.wait(-1, True, 1), False)
+        self.assertTrue(other.ready())
+        self.assertIs(gevent.get_hub().threadpool.apply(waiting.wait, (-1, True, 1)), None)
+        self.assertIs(_dbpool.wait(-1, True, 1), False)
+
     def test_long_timeouts(self):
         """One timer looks after all of them, and rests when there are none."""
         made = pairs(self, 3)

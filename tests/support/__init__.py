@@ -6,12 +6,12 @@ Standard library and PyMySQL only. Everything lives in a temporary directory and
 
 from .collector import Collector
 from .mariadb import Server
-from .procs import (connected_ports, descendants, fd_census, free_port, is_alive, session_sockets, start_time,
-                    voluntary_switches, wait_until)
+from .procs import (all_threads_stopped, connected_ports, descendants, fd_census, free_port, is_alive, session_sockets,
+                    start_time, unix_sockets, voluntary_switches, wait_until)
 from .proxy import Proxy
 from .uwsgi import Uwsgi
 from .web import Response, concurrently, fetch, in_background
 
-__all__ = ['Collector', 'Proxy', 'Response', 'Server', 'Uwsgi', 'concurrently', 'connected_ports', 'descendants',
-           'fd_census', 'fetch', 'free_port', 'in_background', 'is_alive', 'session_sockets', 'start_time',
-           'voluntary_switches', 'wait_until']
+__all__ = ['Collector', 'Proxy', 'Response', 'Server', 'Uwsgi', 'all_threads_stopped', 'concurrently', 'connected_ports',
+           'descendants', 'fd_census', 'fetch', 'free_port', 'in_background', 'is_alive', 'session_sockets', 'start_time',
+           'unix_sockets', 'voluntary_switches', 'wait_until']

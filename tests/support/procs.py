@@ -80,6 +80,15 @@ def is_alive(pid, started=None):
     return not _has_ended(fields) and (started is None or int(fields[19]) == started)
 
 
+def all_threads_stopped(pid):
+    """SIGSTOP reaches each thread in its own time."""
+    for task in os.listdir('/proc/%d/task' % pid):
+        with open('/proc/%d/task/%s/stat' % (pid, task)) as f:
+            if f.read().rpartition(')')[2].split()[0] != 'T':
+                return False
+    return True
+
+
 def in_signal_handler(pid):
     """True for a process whose main thread handles SIGHUP, SIGINT or SIGTERM: the signal is blocked meanwhile."""
     try:
@@ -144,6 +153,14 @@ def connected_ports(port):
 def session_sockets(pid, port):
     """{fd: socket} of a process's TCP connections to a server's port: the sessions that it can reach."""
     inodes = _inodes_to_port(port)
+    return {fd: target for fd, target in fd_census(pid).items() if target in inodes}
+
+
+def unix_sockets(pid):
+    """{fd: socket} of a process's unix sockets."""
+    with open('/proc/net/unix') as f:
+        next(f)
+        inodes = {'socket:[%s]' % line.split()[6] for line in f}
     return {fd: target for fd, target in fd_census(pid).items() if target in inodes}
 
 

@@ -237,6 +237,7 @@ static int setup(void **state) {
     atomic_store(&broker.attach_mode, ANSWER);
     atomic_store(&broker.ask_mode, ANSWER);
     atomic_store(&broker.slot, SLOT);
+    dbp_set_wait(NULL);
     while (read(share.doorbell_fd, &drain, sizeof drain) > 0 || read(share.wake_fds[SLOT], &drain, sizeof drain) > 0)
         continue;
     return 0;
@@ -907,6 +908,73 @@ static void test_I11_a_forked_child_can_do_nothing_with_its_parents_session(void
     }
 }
 
+/* Waits for the broker until the test lets it go: it stands still. */
+static _Atomic uint32_t standing;
+static _Atomic bool let_go, over;
+
+static int stand_still(int fd, uint64_t deadline_us) {
+    (void)fd;
+    atomic_fetch_add(&standing, 1);
+    while (!atomic_load(&let_go) && dbp_now_us() < deadline_us)
+        poll(NULL, 0, 1);
+    return DBP_E_INTERRUPTED;
+}
+
+static void *register_slowly(void *arg) {
+    uint32_t pool;
+    char text[64];
+
+    *(int *)arg = ask_register(in_seconds(WAIT_S), text, &pool);
+    atomic_store(&over, true);
+    return NULL;
+}
+
+static void *attach_slowly(void *arg) {
+    struct dbp_client *other;
+
+    *(int *)arg = dbp_client_attach(&share, "worker 3", in_seconds(WAIT_S), &other);
+    atomic_store(&over, true);
+    return NULL;
+}
+
+/* What other threads do meanwhile: none of it waits as well, and a child has no channel, nor what wakes those who wait.
+ */
+static void assert_others_go_on(void *(*slowly)(void *), uint32_t n, const _Atomic uint32_t *came, int private_fds) {
+    uint32_t before_it = atomic_load(came);
+    pthread_t threads[2];
+    int rc[2] = {-1, -1};
+
+    atomic_store(&standing, 0);
+    atomic_store(&let_go, false);
+    atomic_store(&over, false);
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, slowly, &rc[i]), 0);
+    assert_true(eventually_at_least(&standing, n));
+    assert_true(eventually_at_least(came, before_it + n)); /* with its fd, which is counted below */
+    assert_int_equal(dbp_guard_fd(client, 100), 0);
+    dbp_unguard_fd(client, 100);
+    int before = fd_census(0);
+    pid_t pid = fork_child();
+    if (pid == 0)
+        _exit(under_valgrind() || fd_census(0) == before - private_fds ? 0 : 1);
+    assert_int_equal(wait_child(pid), 0);
+    assert_false(atomic_load(&over));
+    atomic_store(&let_go, true);
+    for (uint32_t i = 0; i < n; i++) {
+        pthread_join(threads[i], NULL);
+        assert_int_equal(rc[i], DBP_E_INTERRUPTED);
+    }
+}
+
+static void test_nobody_else_waits_for_a_broker_that_stands_still(void **state) {
+    (void)state;
+    dbp_set_wait(stand_still);
+    atomic_store(&broker.ask_mode, SILENT);
+    assert_others_go_on(register_slowly, 2, &broker.asked, 2);
+    atomic_store(&broker.attach_mode, SILENT);
+    assert_others_go_on(attach_slowly, 1, &broker.label_ok, 2);
+}
+
 static void test_fencing_replaces_what_is_there(void **state) {
     int wire[2], before = fd_census(0);
     char byte;
@@ -998,6 +1066,7 @@ int main(void) {
         TEST(test_a_broker_that_is_gone_ends_waits_but_not_leases),
         TEST(test_holders_are_listed_by_what_they_hold),
         TEST(test_I11_a_forked_child_can_do_nothing_with_its_parents_session),
+        TEST(test_nobody_else_waits_for_a_broker_that_stands_still),
         TEST(test_fencing_replaces_what_is_there),
         TEST(test_a_channel_that_is_hung_up_says_closed),
         TEST(test_attaching_waits_for_a_fork_of_another_thread),

@@ -7,7 +7,7 @@ an application that queries while it is imported in the master, before the worke
 
 import sys
 
-from . import _dbpool
+from . import _dbpool, waiting
 from .settings import ConfigurationError
 
 OUTSIDE = "outside uWSGI"
@@ -36,6 +36,7 @@ def where():
             "dbpool: this application runs in a sub-interpreter, where driver objects cannot be shared safely. "
             "Put 'single-interpreter = true' in the uWSGI ini."
         )
+    waiting.enable()
     try:
         _dbpool.attach()
     except _dbpool.Unavailable as unavailable:

@@ -23,7 +23,9 @@ PING_LEAST = 0.25  # also where the pool's timeout is over (or 0): an answer tak
 
 OBJECTS_MOST = 128  # driver objects that one profile keeps in this process, each with an fd of its session
 
-REGISTER_TIMEOUT = 10.0  # seconds; the broker answers at once, unless the master is still starting
+# seconds; the broker answers in some ten microseconds, unless the master is still starting, or stands still
+REGISTER_TIMEOUT = 10.0
+FETCH_LEAST = 5.0  # where the pool's timeout is longer, as long as that
 
 
 def objects_most():
@@ -80,8 +82,14 @@ class Pool:
                 "dbpool: pool '%s': no session came free within %g s (waited %.1f s); %s"
                 % (self.alias, self.policy.timeout, waited, self.situation()),
             )
+        if code == _dbpool.E_STALE:
+            return self.operational_error(
+                2013, "dbpool: pool '%s': the session was ended in the moment in which it was taken" % self.alias
+            )
         return self.operational_error(
-            0, "dbpool: pool '%s': the uWSGI master's broker does not answer (%d)" % (self.alias, code)
+            0,
+            "dbpool: pool '%s': the pool's broker in the uWSGI master does not answer (%d, waited %.1f s)"
+            % (self.alias, code, waited),
         )
 
     def situation(self):
@@ -194,12 +202,14 @@ class Profile(_dbpool.Checkout):
             stale.destroy()
         self._sweep()
         self._make_room()
+        started = time.monotonic()
         try:
-            driver = self.driver.Driver(lease, self.spec, self.local)
+            driver = self.driver.Driver(lease, self.spec, self.local, max(FETCH_LEAST, self.pool.policy.timeout))
         except drivers.SessionUnavailable as unavailable:
             (code,) = unavailable.args
             lease.release(lease.status(), _dbpool.CLEAN if code == _dbpool.E_TIMEOUT else _dbpool.DOOM)
-            raise self.pool.error(_dbpool.E_CLOSED, 0.0) from unavailable
+            stale = code == _dbpool.E_STALE
+            raise self.pool.error(code if stale else _dbpool.E_CLOSED, time.monotonic() - started) from unavailable
         except BaseException as error:
             # Not a byte was written to the session yet.
             lease.release(lease.status(), _dbpool.CLEAN)
@@ -211,7 +221,11 @@ class Profile(_dbpool.Checkout):
                 ) from error
             raise
         self.pool.facts = driver.facts_row
-        self.objects[lease.session] = driver
+        if self.objects.setdefault(lease.session, driver) is not driver:
+            # While this one waited for the broker its session ended, and another thread or greenlet met the next one.
+            driver.destroy()
+            lease.release(0, _dbpool.DOOM)
+            raise self.pool.error(_dbpool.E_STALE, 0.0)
         return driver
 
     def _sweep(self):
@@ -290,6 +304,7 @@ def profile(database, alias, policy, params, autocommit, isolation_level, facts_
 def _make_profile(database, alias, policy, params, autocommit, isolation_level, facts_sql, prepare):
     driver = drivers.of(database)
     spec, local = settings.split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
+    waiting.enable()
     try:
         code, pool_id, text = _dbpool.register(spec, REGISTER_TIMEOUT)
     except ValueError as wrong:

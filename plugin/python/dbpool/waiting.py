@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Waiting, in the one way that the caller's mode allows.
 
-For a session's socket (`wait`, which _dbpool calls from inside a driver) and for a lease (`acquire`): a greenlet waits on
-its hub, a thread blocks without the GIL. gevent is never imported here, only used when the application has it.
+For a session's socket, or for the broker (`wait`, which _dbpool calls from inside a driver, or core), and for a lease
+(`acquire`): a greenlet waits on its hub, a thread blocks without the GIL. gevent is never imported here, only used when the application has it.
 
 The hub never sees a session's fd. It watches one private epoll (`Reactor`), where each wait is armed once; and one
 eventfd (`Dispatcher`), by which other processes say that waiters of this process are served. After a wait nothing is
@@ -32,7 +32,8 @@ _TIMED_OUT = object()
 
 
 class HubBlocked(RuntimeError):
-    """A query or check-out was tried in the gevent hub itself, where waiting would stop every greenlet."""
+    """A query or check-out, or the first use of a pool, was tried in the gevent hub itself, where waiting would stop
+    every greenlet."""
 
     def __init__(self):
         super().__init__(
@@ -52,7 +53,7 @@ def _in_hub(hub):
 
 
 def enable():
-    """Lets _dbpool ask `wait` before it polls, once gevent is there. Cheap; called at each check-out."""
+    """Lets _dbpool ask `wait` before it polls, once gevent is there. Cheap; called before whatever may wait."""
     global enable
     if "gevent._hub_local" in sys.modules:
         _dbpool.set_wait_hook(wait)
@@ -64,12 +65,16 @@ def _enabled():
 
 
 def wait(fd, reading, timeout_ms):
-    """True when fd is ready, False after timeout_ms (-1: no limit), None when this thread has no hub: block it."""
+    """True when fd is ready (-1: never), False after timeout_ms (-1: no limit), None when this thread has no hub: block
+    it."""
     hub = current_hub()
     if hub is None:
         return None
     if _in_hub(hub):
         raise HubBlocked()
+    if fd < 0:
+        sys.modules["gevent.hub"].sleep(timeout_ms / 1000.0)
+        return False
     return Reactor.of(hub).wait(fd, reading, timeout_ms)
 
 

@@ -68,6 +68,7 @@ const struct dbp_api *dbp_py_api(void) {
         refuse("version", text);
         return NULL;
     }
+    api->set_wait(dbp_py_wait_for_broker);
     found = api;
     return api;
 }
@@ -83,8 +84,10 @@ struct dbp_client *dbp_py_client(void) {
     api = dbp_py_api();
     if (!api)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS got = api->client(&why, &before_fork);
-    Py_END_ALLOW_THREADS if (!got) {
+    got = api->client(&why, &before_fork);
+    if (!got && PyErr_Occurred())
+        return NULL;
+    if (!got) {
         refuse(before_fork ? "before-fork" : "client", why ? why : "this process cannot attach to the pool");
         return NULL;
     }

@@ -40,12 +40,14 @@ int dbp_py_api_init(PyObject *module);
 
 /* ---- wait.c ---- */
 
-/* Waits until fd is ready, timeout_ms < 0 without limit: by the hook when there is one and it takes the wait, else by
- * poll(2) without the GIL. 1 ready, 0 timed out, -1 with the exception that ended the wait. */
+/* Waits until fd is ready (-1: never is), timeout_ms < 0 without limit: by the hook when there is one and it takes the
+ * wait, else by poll(2) without the GIL. 1 ready, 0 timed out, -1 with the exception that ended the wait. */
 int dbp_py_wait(int fd, bool reading, int timeout_ms);
 /* The same from inside a C library, with or without the GIL. failed(fd) is called with the GIL held and the exception
  * set; what it leaves set is dropped. Without a hook the GIL is not touched unless the wait is long. */
 int dbp_py_wait_unlocked(int fd, bool reading, int timeout_ms, void (*failed)(int fd));
+/* The dbp_wait_fn of all who call core: they keep the GIL, which is given away here. fd -1: until the deadline. */
+int dbp_py_wait_for_broker(int fd, uint64_t deadline_us);
 /* False while the program has gevent and the hook is not set. */
 bool dbp_py_wait_is_set_up(void);
 PyObject *dbp_py_set_wait_hook(PyObject *module, PyObject *hook);

@@ -363,10 +363,12 @@ static PyObject *pool_register(PyObject *module, PyObject *args) {
         explicit_bzero(&spec, sizeof(spec));
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS r =
-        dbp_py_api()->client_register(client, &spec, dbp_py_deadline(seconds), why, sizeof(why), &pool);
+    r = dbp_py_api()->client_register(client, &spec, dbp_py_deadline(seconds), why, sizeof(why), &pool);
     explicit_bzero(&spec, sizeof(spec));
-    Py_END_ALLOW_THREADS if (r < 0) return outcome(r);
+    if (PyErr_Occurred())
+        return NULL; /* of the wait: DBP_E_INTERRUPTED */
+    if (r < 0)
+        return outcome(r);
     return Py_BuildValue("(iIs)", r, (unsigned)pool, why);
 }
 

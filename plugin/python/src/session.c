@@ -96,8 +96,8 @@ static PyObject *fetch(PyObject *module, PyObject *args) {
     if (!facts)
         return NULL;
     api = dbp_py_api();
-    Py_BEGIN_ALLOW_THREADS r = api->session_fetch(client, &lease->lease, dbp_py_deadline(seconds), &fd, &facts->facts);
-    Py_END_ALLOW_THREADS if (r == 0) {
+    r = api->session_fetch(client, &lease->lease, dbp_py_deadline(seconds), &fd, &facts->facts);
+    if (r == 0) {
         if (dbp_py_guard(fd) == 0)
             return Py_BuildValue("(iN)", fd, facts);
         close(fd);
@@ -105,6 +105,8 @@ static PyObject *fetch(PyObject *module, PyObject *args) {
         return NULL;
     }
     Py_DECREF(facts);
+    if (PyErr_Occurred())
+        return NULL; /* of the wait: DBP_E_INTERRUPTED */
     if (r > 0)
         return PyLong_FromLong(r);
     errno = -r;

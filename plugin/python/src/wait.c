@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * Waiting for a session's fd. Three callers, one meaning: PyMySQL's Wire (GIL held), libmariadb's I/O wait callback
- * (GIL mostly released), the fallback driver (Python). In a greenlet the hook, set from Python, waits on the gevent
- * hub; everywhere else poll(2) waits without the GIL in slices, so that a signal handler runs soon even when the kernel
- * gave the signal to another thread.
+ * Waiting for a session's fd, or for the broker. Four callers, one meaning: PyMySQL's Wire (GIL held), libmariadb's I/O
+ * wait callback (GIL mostly released), the fallback driver (Python), core when it asks the broker (GIL held). In a
+ * greenlet the hook, set from Python, waits on the gevent hub; everywhere else poll(2) waits without the GIL in slices,
+ * so that a signal handler runs soon even when the kernel gave the signal to another thread.
  */
 #include "ext.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdatomic.h>
 
@@ -64,6 +65,14 @@ int dbp_py_wait(int fd, bool reading, int timeout_ms) {
         Py_DECREF(answer);
     }
     return poll_slices(fd, reading, timeout_ms);
+}
+
+int dbp_py_wait_for_broker(int fd, uint64_t deadline_us) {
+    uint64_t now = dbp_py_deadline(0.0);
+    uint64_t ms = now >= deadline_us ? 0 : (deadline_us - now + 999u) / 1000u;
+    int ready = dbp_py_wait(fd, true, ms > INT_MAX ? INT_MAX : (int)ms);
+
+    return ready > 0 ? 0 : ready == 0 ? DBP_E_TIMEOUT : DBP_E_INTERRUPTED;
 }
 
 static bool have_gil(void) {

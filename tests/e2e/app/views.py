@@ -37,12 +37,17 @@ def _connection_id(alias='default'):
         return cursor.fetchone()[0]
 
 
-def _meet(name):
-    """Tells the test that this page is here and waits until the test lets it go on."""
+def _arrive(name):
     base = os.path.join(settings.GIVEN['meet'], name)
     with open(base + '.new', 'w') as f:
         f.write(str(uwsgi.worker_id()))
     os.rename(base + '.new', base + '.here')
+    return base
+
+
+def _meet(name):
+    """Tells the test that this page is here and waits until the test lets it go on."""
+    base = _arrive(name)
     while not os.path.exists(base + '.go'):
         time.sleep(0.01)
 
@@ -96,6 +101,15 @@ def rows(request):
             cursor.execute('SELECT id, nonce, %s FROM nonces WHERE id = %s', [request.GET['token'], int(pk)])
             found.append(cursor.fetchone())
     return JsonResponse(_who(rows=found, id=_connection_id()))
+
+
+def arrived(request):
+    """Tells the test that it is here, and goes on to its query: nothing else of a gevent worker runs in between."""
+    _arrive(request.GET['meet'])
+    try:
+        return JsonResponse(_who(id=_connection_id(request.GET.get('alias', 'default'))))
+    except Exception as error:
+        return JsonResponse(_who(**_describe(error)))
 
 
 def many(request):

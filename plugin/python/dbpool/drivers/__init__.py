@@ -10,8 +10,9 @@
     address(host, unix_socket)                  -> (host, unix_socket) as the stock driver would reach them
     client_flags(params)                        -> the protocol flags that the stock driver would log in with
     same_in_both(params)                        -> server-visible options that a driver object must be told too
-    Driver(lease, spec, local)                  builds a driver object on a leased session; .connection is it. Its base
-                                                (src/checkout.c) says when checkout() and settle() are not asked
+    Driver(lease, spec, local, seconds)         builds a driver object on a leased session; .connection is it. Waits so
+                                                long for the broker. Its base (src/checkout.c) says when checkout() and
+                                                settle() are not asked
         .checkout(status)                       before each lease: the object knows nothing of its last use
         .settle(autocommit, reset) -> (how, status, keep)   after it: CLEAN, RESET, FULL or DOOM; reads memory only.
                                                 reset is the pool's reset_on_return

@@ -28,7 +28,6 @@ OPTION_FILE = optionfile.LIBMARIADB
 FORCE_FALLBACK = bool(os.environ.get("DBPOOL_FORCE_FALLBACK"))
 
 REPLAY_TIMEOUT = 5.0  # seconds; a replayed login takes about a millisecond
-FETCH_TIMEOUT = 5.0  # seconds; asking the broker takes some ten microseconds
 
 _STATUS_IN_TRANS = 1
 _STATUS_AUTOCOMMIT = 2
@@ -159,8 +158,8 @@ class Fallback(MySQLdb.connections.Connection):
 class Driver(_dbpool.Driver):
     __slots__ = ("cooperative", "facts_row", "_wait_ms", "renew", "lent")
 
-    def __init__(self, lease, spec, local):
-        fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
+    def __init__(self, lease, spec, local, seconds):
+        fetched = _dbpool.fetch(lease, seconds)
         if type(fetched) is int:
             raise SessionUnavailable(fetched)
         fd, facts = fetched

@@ -20,8 +20,6 @@ PASSWORD_ENCODING = "latin1"
 EMPTY_SQL_MODE_IS_SENT = True
 OPTION_FILE = optionfile.PYMYSQL
 
-FETCH_TIMEOUT = 5.0  # seconds; asking the broker takes some ten microseconds
-
 _IN_TRANS = 1
 _AUTOCOMMIT = 2
 _MORE_RESULTS = 8
@@ -85,8 +83,8 @@ class PooledConnection(StockConnection):
 class Driver(_dbpool.Driver):
     __slots__ = ("wire", "facts_row", "lent", "_names")
 
-    def __init__(self, lease, spec, local):
-        fetched = _dbpool.fetch(lease, FETCH_TIMEOUT)
+    def __init__(self, lease, spec, local, seconds):
+        fetched = _dbpool.fetch(lease, seconds)
         if type(fetched) is int:
             raise SessionUnavailable(fetched)
         fd, facts = fetched

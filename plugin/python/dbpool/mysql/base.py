@@ -19,7 +19,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.mysql import base as stock
 from django.utils.functional import cached_property
 
-from .. import _dbpool, drivers, host, settings
+from .. import _dbpool, drivers, host, settings, waiting
 from .. import pool as pools
 from . import unasync
 
@@ -185,7 +185,13 @@ class DatabaseWrapper(unasync.DatabaseWrapper):
                 pools.profile(*self._identity(self.get_connection_params()), _prepare)
             elif where == host.BEFORE_FORK:
                 pools.announce(*self._identity(self.get_connection_params()))
-        except (ImproperlyConfigured, settings.ConfigurationError, host.NotReady, Database.Error) as problem:
+        except (
+            ImproperlyConfigured,
+            settings.ConfigurationError,
+            host.NotReady,
+            waiting.HubBlocked,
+            Database.Error,
+        ) as problem:
             log.error("%s", problem)
 
     def get_new_connection(self, conn_params):
