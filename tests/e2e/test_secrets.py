@@ -19,9 +19,9 @@ from tests.support import Uwsgi, descendants, in_background, wait_until
 NEEDLE = PASSWORD.encode()
 PART = 1 << 20
 
-# A server that greets as any and then asks for the password as it is.
-GREETING = (b'\x0a8.0.36\0' + struct.pack('<I', 7) + b'abcdefgh\0' + struct.pack('<H', 0xf7df) + b'\x2d' + struct.pack('<H', 2)
-            + struct.pack('<H', 0xff) + bytes([21]) + b'\0' * 10 + b'ijklmnopqrst\0' + b'mysql_native_password\0')
+def greeting(plugin):
+    return (b'\x0a8.0.36\0' + struct.pack('<I', 7) + b'abcdefgh\0' + struct.pack('<H', 0xf7df) + b'\x2d'
+            + struct.pack('<H', 2) + struct.pack('<H', 0xff) + bytes([21]) + b'\0' * 10 + b'ijklmnopqrst\0' + plugin + b'\0')
 
 
 def packet(number, payload):
@@ -181,7 +181,7 @@ class CuriousServer(WithServer, unittest.TestCase):
     def test_the_password_is_not_told(self):
         told = []
 
-        def serve(listener, plugin):
+        def serve(listener, first, plugin):
             while True:
                 try:
                     client, _ = listener.accept()
@@ -190,22 +190,25 @@ class CuriousServer(WithServer, unittest.TestCase):
                 with client:
                     client.settimeout(10)
                     try:
-                        client.sendall(packet(0, GREETING))
+                        client.sendall(packet(0, greeting(first)))
                         told.append(client.recv(4096))
                         client.sendall(packet(2, b'\xfe' + plugin + b'\0Password: '))
                         told.append(client.recv(4096))
                     except OSError:
                         continue
 
-        for plugin in (b'mysql_clear_password', b'dialog'):
-            with self.subTest(plugin), contextlib.closing(socket.create_server(('127.0.0.1', 0))) as listener:
+        usual, asked = b'mysql_native_password', (b'mysql_clear_password', b'dialog', b'mysql_old_password', b'what_is_that')
+        # In the greeting, the password is wanted with the login's first packet.
+        for first, plugin in [(usual, plugin) for plugin in asked] + [(plugin, plugin) for plugin in asked]:
+            with self.subTest(first=first, plugin=plugin), contextlib.closing(socket.create_server(('127.0.0.1', 0))) as listener:
                 del told[:]
-                serving = in_background(serve, listener, plugin)
+                serving = in_background(serve, listener, first, plugin)
                 entry = dict(self.database({'pool_size': 1, 'max_overflow': 0}), PORT=listener.getsockname()[1])
                 with self.make_uwsgi('mysqlclient', 'prefork', {'default': entry}, 1) as uwsgi:
                     answer = uwsgi.get('/sql', {'statements': ['SELECT 1']}).json()
                     self.assertIn('error', answer)
-                    self.assertIn('clear text', answer['text'])
+                    if plugin in (b'mysql_clear_password', b'dialog'):
+                        self.assertIn('clear text', answer['text'])
                 listener.shutdown(socket.SHUT_RDWR)
                 serving.result()
                 self.assertTrue(told, 'it was asked')
