@@ -267,7 +267,11 @@ static void on_register(struct dbp_broker *broker, uint32_t slot, const union db
     (void)fd; /* this format has none */
     memset(&reply.registered, 0, sizeof reply.registered);
     dbp_wire_head_init(&reply.head, DBP_WIRE_REGISTERED, msg->head.serial);
+    uint64_t turn = dbp_registry_turn(broker->registry);
     int rc = register_pool(broker, &msg->reg.spec, reply.registered.text, &pool);
+    if (rc == 0 && dbp_registry_candidate(broker->registry, pool) > turn)
+        say(broker, DBP_LOG_INFO, "pool '%s': process %d has another password than it had: the next login tries it",
+            msg->reg.spec.alias, proc->pid);
     reply.head.result = (uint32_t)rc;
     reply.registered.pool = pool;
     if (rc == 0 && !(proc->pools & 1u << pool)) {

@@ -59,6 +59,7 @@ struct kept_pool {
     uint32_t failures;
     bool refused; /* the last one by the server's own words (dbp_janitor_refused) */
     uint64_t retry_at_us;
+    uint32_t candidates_refused; /* passwords, since one was let in */
     uint64_t no_login_before_us; /* a KILL needs the room that an ended session leaves at the server */
     uint64_t wake_at_us;
     bool introduced;      /* dbp_resetting_introduce */
@@ -87,9 +88,9 @@ struct dbp_keeper {
      * any process: what is an index or is counted by the cap is taken from here. */
     uint8_t home[DBP_SESSIONS_MAX];
     uint64_t attached[DBP_PROCS_MAX / 64u]; /* a bit for each process slot that is taken */
-    uint32_t mended;           /* words put right, logged at powers of two */
-    struct kept *sessions;     /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
-    int fds[DBP_SESSIONS_MAX]; /* the broker's copy of each session's fd; -1: none */
+    uint32_t mended;                        /* words put right, logged at powers of two */
+    struct kept *sessions;                  /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
+    int fds[DBP_SESSIONS_MAX];              /* the broker's copy of each session's fd; -1: none */
 };
 
 static inline struct dbp_session *shared(const struct dbp_keeper *keeper, uint32_t session) {

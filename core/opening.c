@@ -142,13 +142,15 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     dbp_ending_vacate(keeper, session);
     if (candidate && is_the_passwords(error->code)) {
         /* The next login tries the other one. */
-        if (candidate == dbp_registry_candidate(keeper->registry, pool))
-            dbp_kept_say(
-                keeper, DBP_LOG_WARNING,
-                "pool '%s': some process has another password than the others, which the server refuses: the one "
-                "before it stays ((%u) %.*s)",
-                alias_of(keeper, pool), error->code, (int)sizeof error->text - 1, error->text);
-        dbp_registry_candidate_done(keeper->registry, pool, candidate, false);
+        struct kept_pool *kp = &keeper->pools[pool];
+        uint64_t again_us = dbp_now_us() + dbp_janitor_backoff_us(kp->candidates_refused + 1, true);
+        if (dbp_registry_candidate_refused(keeper->registry, pool, candidate, again_us)) {
+            kp->candidates_refused++;
+            dbp_kept_say(keeper, DBP_LOG_WARNING,
+                         "pool '%s': the other password that a process has is refused by the server: the one before it "
+                         "stays ((%u) %.*s)",
+                         alias_of(keeper, pool), error->code, (int)sizeof error->text - 1, error->text);
+        }
         dbp_opening_tend(keeper, pool);
         return;
     }
@@ -224,7 +226,9 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
     add(&keeper->table->pools[pool].count.opened);
     if (keeper->pools[pool].failures > 0)
         dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the server answers again", alias_of(keeper, pool));
-    dbp_registry_candidate_done(keeper->registry, pool, kept->candidate, true);
+    dbp_registry_candidate_proved(keeper->registry, pool, kept->candidate);
+    if (kept->candidate)
+        keeper->pools[pool].candidates_refused = 0;
     keeper->pools[pool].failures = 0;
     keeper->pools[pool].refused = false;
     keeper->pools[pool].retry_at_us = 0;

@@ -12,13 +12,15 @@
 struct dbp_registry {
     struct dbp_pool_spec *specs;                                       /* DBP_POOLS_MAX, mapped on their own pages */
     char (*candidates)[sizeof(((struct dbp_pool_spec *)0)->password)]; /* behind them */
+    char (*refused)[sizeof(((struct dbp_pool_spec *)0)->password)];    /* and those that were last */
     uint64_t candidate[DBP_POOLS_MAX];                                 /* 0: there is none */
-    uint64_t since[DBP_POOLS_MAX]; /* turn in which it became its alias's current pool; 0: a free place */
+    uint64_t again_us[DBP_POOLS_MAX]; /* before that, the refused one is no candidate; 0: there is none */
+    uint64_t since[DBP_POOLS_MAX];    /* turn in which it became its alias's current pool; 0: a free place */
     uint64_t turn;
     bool wiped_by_hand; /* the kernel does not do it (MADV_WIPEONFORK): dbp_registry_fork_child does */
 };
 
-#define SPECS_SIZE (DBP_POOLS_MAX * (sizeof(struct dbp_pool_spec) + sizeof(((struct dbp_pool_spec *)0)->password)))
+#define SPECS_SIZE (DBP_POOLS_MAX * (sizeof(struct dbp_pool_spec) + 2 * sizeof(((struct dbp_pool_spec *)0)->password)))
 
 int dbp_registry_new(struct dbp_registry **registryp) {
     struct dbp_registry *registry = calloc(1, sizeof *registry);
@@ -30,6 +32,7 @@ int dbp_registry_new(struct dbp_registry **registryp) {
         return -ENOMEM;
     }
     registry->candidates = (void *)(registry->specs + DBP_POOLS_MAX);
+    registry->refused = registry->candidates + DBP_POOLS_MAX;
     /* Sandboxes that play the kernel refuse this one. */
     registry->wiped_by_hand = madvise(registry->specs, SPECS_SIZE, MADV_WIPEONFORK) != 0;
     /* Without it the pool would work and leak: refuse instead. */
@@ -244,6 +247,9 @@ static void take_over(struct dbp_registry *registry, uint32_t pool, const struct
     explicit_bzero(password, sizeof password);
     if (same || (registry->candidate[pool] && strcmp(registry->candidates[pool], spec->password) == 0))
         return;
+    /* Said again by whoever cannot log in, or by another process: the server counts what it refuses. */
+    if (dbp_now_us() < registry->again_us[pool] && strcmp(registry->refused[pool], spec->password) == 0)
+        return;
     memcpy(registry->candidates[pool], spec->password, sizeof registry->candidates[pool]);
     registry->candidate[pool] = ++registry->turn;
 }
@@ -284,13 +290,26 @@ void dbp_registry_login_spec(const struct dbp_registry *registry, uint32_t pool,
         memcpy(specp->password, registry->candidates[pool], sizeof specp->password);
 }
 
-void dbp_registry_candidate_done(struct dbp_registry *registry, uint32_t pool, uint64_t candidate, bool let_in) {
-    if (candidate == 0 || registry->candidate[pool] != candidate)
-        return;
-    if (let_in)
-        memcpy(registry->specs[pool].password, registry->candidates[pool], sizeof registry->specs[pool].password);
+static void forget_candidate(struct dbp_registry *registry, uint32_t pool) {
     registry->candidate[pool] = 0;
     explicit_bzero(registry->candidates[pool], sizeof registry->candidates[pool]);
+}
+
+void dbp_registry_candidate_proved(struct dbp_registry *registry, uint32_t pool, uint64_t candidate) {
+    if (candidate == 0 || registry->candidate[pool] != candidate)
+        return;
+    memcpy(registry->specs[pool].password, registry->candidates[pool], sizeof registry->specs[pool].password);
+    forget_candidate(registry, pool);
+}
+
+bool dbp_registry_candidate_refused(struct dbp_registry *registry, uint32_t pool, uint64_t candidate,
+                                    uint64_t again_us) {
+    if (candidate == 0 || registry->candidate[pool] != candidate)
+        return false;
+    memcpy(registry->refused[pool], registry->candidates[pool], sizeof registry->refused[pool]);
+    registry->again_us[pool] = again_us;
+    forget_candidate(registry, pool);
+    return true;
 }
 
 bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool) {
@@ -299,7 +318,9 @@ bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool)
 
 void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool) {
     registry->since[pool] = 0;
-    dbp_registry_candidate_done(registry, pool, registry->candidate[pool], false);
+    forget_candidate(registry, pool);
+    registry->again_us[pool] = 0;
+    explicit_bzero(registry->refused[pool], sizeof registry->refused[pool]);
     explicit_bzero(&registry->specs[pool], sizeof registry->specs[pool]);
     dbp_registry_mend(registry, table);
 }

@@ -40,9 +40,12 @@ uint64_t dbp_registry_turn(const struct dbp_registry *registry);
 uint64_t dbp_registry_candidate(const struct dbp_registry *registry, uint32_t pool);
 /* Fills the specification for a login: with the candidate's password, if there is one. Wipe it. */
 void dbp_registry_login_spec(const struct dbp_registry *registry, uint32_t pool, struct dbp_pool_spec *specp);
-/* The login with this candidate was let in, and it is the pool's password now; or was refused, and it is forgotten. Any
- * other candidate than the one that the pool has now is left alone. */
-void dbp_registry_candidate_done(struct dbp_registry *registry, uint32_t pool, uint64_t candidate, bool let_in);
+/* The login with this candidate was let in: it is the pool's password now. */
+void dbp_registry_candidate_proved(struct dbp_registry *registry, uint32_t pool, uint64_t candidate);
+/* Or it was refused: it is forgotten, and the same one is no candidate again before again_us, whoever says it. False,
+ * and nothing is done, when the pool has another candidate now, or none. */
+bool dbp_registry_candidate_refused(struct dbp_registry *registry, uint32_t pool, uint64_t candidate,
+                                    uint64_t again_us);
 
 /* Borrowed; NULL for a pool that is not there. Its password is the one that is known to work, or was said first. */
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool);

@@ -165,6 +165,32 @@ class Configuration(WithServer, unittest.TestCase):
             with self.subTest(key):
                 self.refused(self.database(options={key: value}), key)
 
+    def test_a_password_that_is_right_too_early(self):
+        """The settings of the second worker change before the server does: what was refused then is said again."""
+        new = PASSWORD + ', new'
+        given = {'per_worker': {'2': {'databases': {'default': dict(self.database(), PASSWORD=new)}}}}
+        with self.make_uwsgi('mysqlclient', 'prefork', {'default': self.database()}, 2, {'lazy-apps': True},
+                             given) as uwsgi:
+            def both_are_served():
+                """By new sessions, so all that is known of passwords has been tried."""
+                for session in self.sessions():
+                    self.server.query('KILL %d' % session)
+                served = set()
+
+                def both():
+                    answer = self.run_sql(uwsgi, 'SELECT 1')
+                    if answer['results']:
+                        served.add(answer['worker'])
+                    return len(served) == 2
+
+                wait_until(both, 60, 'both workers are served')
+
+            both_are_served()
+            both_are_served()
+            self.addCleanup(self.server.create, DATABASE, USER, PASSWORD)
+            self.server.create(DATABASE, USER, new)
+            both_are_served()
+
     def test_two_settings_of_one_alias(self):
         """Each has a pool of its own: nobody gets the other's sessions; the log says which field differs."""
         other = {'default': self.database(TWO, NAME='mysql')}

@@ -439,6 +439,22 @@ static void test_a_wrong_password_does_not_replace_the_right_one(void **state) {
     assert_int_equal(atomic_load(&fake->fails), 1);
 }
 
+static void test_a_refused_password_is_not_tried_at_each_word(void **state) {
+    struct puppet *p = client();
+
+    (void)state;
+    strcpy(fake->password, "nobody has this");
+    assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
+    for (int i = 0; i < 10; i++) {
+        assert_int_equal(register_again("wrong"), 0);
+        assert_int_equal(puppet_acquire(p, 0), DBP_E_FAILED);
+        assert_true(error_is(p, 1045));
+    }
+    /* The first one's, the other one's, and the first one's after that. */
+    assert_int_equal(atomic_load(&fake->fails), 3);
+    strcpy(spec.password, "pa55-Of-TheTest");
+}
+
 static void test_the_right_password_is_tried_at_once(void **state) {
     struct puppet *p = client();
 
@@ -956,6 +972,7 @@ int main(void) {
         TEST(test_a_failed_login_is_told_to_who_waited_and_tried_again),
         TEST(test_a_refused_login_is_not_repeated_and_told_at_once),
         TEST(test_a_wrong_password_does_not_replace_the_right_one),
+        TEST(test_a_refused_password_is_not_tried_at_each_word),
         TEST(test_the_right_password_is_tried_at_once),
         TEST(test_a_failed_login_fails_nobody_while_sessions_live),
         TEST(test_I2_malformed_deliveries_lose_no_place),

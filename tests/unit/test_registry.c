@@ -185,17 +185,41 @@ static void test_a_candidate_becomes_the_password_or_is_forgotten(void **state) 
     assert_string_equal(login_password(), "wrong");
     assert_int_equal(put(&spec, &pool), 0); /* said again: the same one */
     assert_true(dbp_registry_candidate(registry, 0) == first);
-    dbp_registry_candidate_done(registry, 0, first, false);
+    assert_true(dbp_registry_candidate_refused(registry, 0, first, in_seconds(3600)));
+    assert_false(dbp_registry_candidate_refused(registry, 0, first, in_seconds(3600)));
     assert_string_equal(login_password(), "pa55-Of-TheTest");
     strcpy(spec.password, "rotated");
     assert_int_equal(put(&spec, &pool), 0);
     uint64_t second = dbp_registry_candidate(registry, 0);
     assert_true(second != 0 && second != first);
-    dbp_registry_candidate_done(registry, 0, first, true); /* the answer to an older login */
+    dbp_registry_candidate_proved(registry, 0, first); /* the answer to an older login */
+    assert_false(dbp_registry_candidate_refused(registry, 0, first, in_seconds(3600)));
     assert_string_equal(dbp_registry_spec(registry, 0)->password, "pa55-Of-TheTest");
-    dbp_registry_candidate_done(registry, 0, second, true);
+    dbp_registry_candidate_proved(registry, 0, second);
     assert_string_equal(dbp_registry_spec(registry, 0)->password, "rotated");
     assert_int_equal(dbp_registry_candidate(registry, 0), 0);
+}
+
+/* Settings may change before the server does: what was refused may be right later. But servers lock accounts. */
+static void test_a_refused_password_may_be_said_again_after_a_while(void **state) {
+    struct dbp_pool_spec spec = test_spec("default", 3, 2);
+    uint32_t pool;
+
+    (void)state;
+    assert_int_equal(put(&spec, &pool), 0);
+    strcpy(spec.password, "too early");
+    assert_int_equal(put(&spec, &pool), 0);
+    assert_true(dbp_registry_candidate_refused(registry, 0, dbp_registry_candidate(registry, 0), in_seconds(3600)));
+    uint64_t turn = dbp_registry_turn(registry);
+    assert_int_equal(put(&spec, &pool), 0);
+    assert_true(dbp_registry_candidate(registry, 0) == 0);
+    assert_true(dbp_registry_turn(registry) == turn); /* nor does it end a back-off */
+    strcpy(spec.password, "another");
+    assert_int_equal(put(&spec, &pool), 0);
+    assert_string_equal(login_password(), "another");
+    assert_true(dbp_registry_candidate_refused(registry, 0, dbp_registry_candidate(registry, 0), dbp_now_us()));
+    assert_int_equal(put(&spec, &pool), 0);
+    assert_string_equal(login_password(), "another");
 }
 
 static void test_I10_a_specification_out_of_range_is_refused(void **state) {
@@ -306,6 +330,7 @@ int main(void) {
         TEST(test_a_free_place_is_as_new),
         TEST(test_the_newest_policy_wins_and_the_password_is_a_candidate),
         TEST(test_a_candidate_becomes_the_password_or_is_forgotten),
+        TEST(test_a_refused_password_may_be_said_again_after_a_while),
         TEST(test_I10_a_specification_out_of_range_is_refused),
         TEST(test_there_is_room_for_so_many_pools),
         TEST(test_legal_names_and_long_passwords_fit),

@@ -27,6 +27,10 @@ OBJECTS_MOST = 128  # driver objects that one profile keeps in this process, eac
 REGISTER_TIMEOUT = 10.0
 FETCH_LEAST = 5.0  # where the pool's timeout is longer, as long as that
 
+# ER_ACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR
+_OF_THE_PASSWORD = (1045, 1698)
+SAY_AGAIN_PAUSE = 5.0  # seconds; the broker counts what is refused, and lets one and the same wait longer
+
 
 def objects_most():
     """OBJECTS_MOST, but no more than a share of the fds that this process may have."""
@@ -37,9 +41,19 @@ def objects_most():
 class Pool:
     """An alias, as this process registered it."""
 
-    __slots__ = ("alias", "id", "policy", "autocommit", "facts", "server_data", "operational_error")
+    __slots__ = (
+        "alias",
+        "id",
+        "policy",
+        "autocommit",
+        "facts",
+        "server_data",
+        "operational_error",
+        "register",
+        "_again_at",
+    )
 
-    def __init__(self, alias, pool_id, policy, autocommit, operational_error):
+    def __init__(self, alias, pool_id, policy, autocommit, operational_error, register=None):
         self.alias = alias
         self.id = pool_id
         self.policy = policy
@@ -47,6 +61,8 @@ class Pool:
         self.facts = None  # row of facts_sql of the session that was met last
         self.server_data = None, None  # (facts, what Django makes of them): the backend's
         self.operational_error = operational_error
+        self.register = register  # tells the broker of the pool, as this process knows it, with its password
+        self._again_at = 0.0  # not before then once more
 
     @property
     def cap(self):
@@ -63,10 +79,22 @@ class Pool:
         if code == _dbpool.E_BUSY:
             seconds = self.policy.timeout if deadline is None else max(0.0, deadline - started)
             lease = waiting.acquire(self.id, seconds)
+            if lease == _dbpool.E_FAILED and self._said_again():
+                lease = waiting.acquire(self.id, max(0.0, seconds - (time.monotonic() - started)))
             if type(lease) is _dbpool.Lease:
                 return lease
             code = lease
         raise self.error(code, time.monotonic() - started)
+
+    def _said_again(self):
+        """The server refuses the password that the pool has. What this process has may be another one, which was wrong
+        when the broker heard it, or which another process has replaced: it is said again, now and then."""
+        now = time.monotonic()
+        if self.register is None or now < self._again_at or _dbpool.error(self.id)[0] not in _OF_THE_PASSWORD:
+            return False
+        self._again_at = now + SAY_AGAIN_PAUSE
+        code, pool_id, _ = self.register()
+        return code == 0 and pool_id == self.id
 
     def error(self, code, waited):
         if code == _dbpool.E_FAILED:
@@ -305,15 +333,19 @@ def _make_profile(database, alias, policy, params, autocommit, isolation_level, 
     driver = drivers.of(database)
     spec, local = settings.split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
     waiting.enable()
+
+    def register():  # a closure: its repr() does not show the password
+        return _dbpool.register(spec, REGISTER_TIMEOUT)
+
     try:
-        code, pool_id, text = _dbpool.register(spec, REGISTER_TIMEOUT)
+        code, pool_id, text = register()
     except ValueError as wrong:
         raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, wrong)) from None
     if code == _dbpool.E_INVALID:
         raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, text))
     if code == _dbpool.E_FULL:
         raise ConfigurationError("dbpool: DATABASES[%r]: this uWSGI instance has too many pools" % alias)
-    pool = Pool(alias, pool_id, policy, bool(autocommit), database.OperationalError)
+    pool = Pool(alias, pool_id, policy, bool(autocommit), database.OperationalError, register)
     if code:
         raise pool.error(_dbpool.E_CLOSED, REGISTER_TIMEOUT)
     return Profile(pool, driver, spec, local, prepare)
