@@ -121,7 +121,8 @@ static int take_answer(struct dbp_asking *asking, struct dbp_ask *ask, pthread_m
         rc = hand_out(asking, *channel);
         if (rc == 0 && !ask->done)
             rc = wait_unlocked(lock, *channel, deadline_us);
-        asking->reader = NULL;
+        if (asking->reader == ask)
+            asking->reader = NULL;
     }
     return rc;
 }
@@ -169,6 +170,16 @@ int dbp_asking(struct dbp_asking *asking, pthread_mutex_t *lock, const int *chan
     }
     free(ask);
     return rc;
+}
+
+void dbp_asking_over(struct dbp_asking *asking) {
+    for (struct dbp_ask *ask = asking->first; ask; ask = ask->next)
+        if (!ask->done) {
+            ask->done = true;
+            ask->rc = DBP_E_CLOSED;
+            wake(ask);
+        }
+    asking->reader = NULL; /* what it waits for is gone: it sees that it is done at its deadline at the latest */
 }
 
 void dbp_asking_fork_child(struct dbp_asking *asking) {

@@ -24,6 +24,9 @@ struct dbp_asking {
 int dbp_asking(struct dbp_asking *asking, pthread_mutex_t *lock, const int *channel, union dbp_wire_any *msg,
                enum dbp_wire_type answer, uint64_t deadline_us, int *fdp) DBP_MUST_USE;
 
+/* The channel is gone, with the lock held: whoever waits is answered DBP_E_CLOSED. Then *channel may be another one. */
+void dbp_asking_over(struct dbp_asking *asking);
+
 /* In a forked child, with the lock held: closes what the parent's threads have here. */
 void dbp_asking_fork_child(struct dbp_asking *asking);
 

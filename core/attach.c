@@ -2,12 +2,14 @@
  * Attaching to the broker: see attach.h.
  */
 #include "attach.h"
+#include "table.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 int dbp_wait_readable(int fd, uint64_t deadline_us) {
@@ -26,6 +28,12 @@ int dbp_wait_readable(int fd, uint64_t deadline_us) {
     }
 }
 
+uint64_t dbp_socket_inode(int fd) {
+    struct stat found;
+
+    return fd >= 0 && fstat(fd, &found) == 0 && S_ISSOCK(found.st_mode) ? found.st_ino : 0;
+}
+
 static int send_request(const struct dbp_share *share, enum dbp_role role, const char *label, int theirs) {
     union dbp_wire_any msg;
 
@@ -39,6 +47,8 @@ static int send_request(const struct dbp_share *share, enum dbp_role role, const
 int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const char *label, int *channelp) {
     int pair[2];
 
+    if (dbp_socket_inode(share->control_fd) != share->control_inode)
+        return -EBADF;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
         return -errno;
     int rc = send_request(share, role, label, pair[1]);
@@ -50,7 +60,7 @@ int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const ch
     return rc;
 }
 
-int dbp_attach_take(int channel, uint32_t *slotp) {
+int dbp_attach_take(int channel, uint32_t *holderp) {
     union dbp_wire_any msg;
     int fd = -1;
 
@@ -63,14 +73,14 @@ int dbp_attach_take(int channel, uint32_t *slotp) {
         return -EPROTO;
     if (msg.head.result != 0)
         return (int)msg.head.result;
-    if (msg.attached.slot >= DBP_PROCS_MAX)
+    if (msg.attached.slot >= DBP_PROCS_MAX || msg.attached.attach == 0 || msg.attached.attach > DBP_ATTACHES)
         return -EPROTO;
-    *slotp = msg.attached.slot;
+    *holderp = dbp_holder(msg.attached.slot, msg.attached.attach);
     return 0;
 }
 
 int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
-               int *channelp, uint32_t *slotp) {
+               int *channelp, uint32_t *holderp) {
     int channel = -1, rc;
 
     while ((rc = dbp_attach_begin(share, role, label, &channel)) == -EAGAIN) {
@@ -81,7 +91,7 @@ int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *la
     if (rc == 0)
         rc = dbp_wait_readable(channel, deadline_us);
     if (rc == 0)
-        rc = dbp_attach_take(channel, slotp);
+        rc = dbp_attach_take(channel, holderp);
     if (rc == 0)
         *channelp = channel;
     else if (channel >= 0)

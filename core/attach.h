@@ -8,16 +8,19 @@
 
 #include "wire.h"
 
-/* 0 with *channelp (owned by the caller, CLOEXEC, non-blocking) and *slotp; DBP_E_TIMEOUT, DBP_E_FULL (no slot),
- * -errno. */
+/* 0 with *channelp (owned by the caller, CLOEXEC, non-blocking) and *holderp (dbp_holder); DBP_E_TIMEOUT, DBP_E_FULL
+ * (no slot), -EBADF (the control socket was closed in this process, and its number may be another file's), -errno. */
 int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
-               int *channelp, uint32_t *slotp) DBP_MUST_USE;
+               int *channelp, uint32_t *holderp) DBP_MUST_USE;
+
+/* The inode of the socket fd; 0 when it is none. A number that somebody else has closed may be another file's. */
+uint64_t dbp_socket_inode(int fd);
 
 /* The same in parts, which never wait. begin: 0, -EAGAIN (the broker has not started, and many have asked: again, a
- * little later), -errno; then wait until *channelp is readable. take: the answer, and channel is the caller's still;
+ * little later), -EBADF, -errno; then wait until *channelp is readable. take: the answer, and channel is the caller's still;
  * -EAGAIN when there is none yet. */
 int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const char *label, int *channelp) DBP_MUST_USE;
-int dbp_attach_take(int channel, uint32_t *slotp) DBP_MUST_USE;
+int dbp_attach_take(int channel, uint32_t *holderp) DBP_MUST_USE;
 
 #define DBP_ATTACH_AGAIN_US 5000u /* how much later */
 

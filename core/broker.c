@@ -127,6 +127,7 @@ static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
         epoll_ctl(broker->epoll_fd, EPOLL_CTL_DEL, proc->pidfd, NULL);
     set_proc_fds(proc, -1, -1);
     proc->serial++;
+    dbp_keeper_attached(broker->keeper, slot, 0); /* first: what it takes from now on is a stranger's */
     if (broker->connector == (int)slot) {
         broker->connector = -1;
         dbp_keeper_connector_lost(broker->keeper);
@@ -135,11 +136,15 @@ static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
     }
     /* The slot is free only now: nothing in the table names it any more. */
     atomic_store(&broker->share.table->procs[slot].pid, 0);
-    dbp_keeper_attached(broker->keeper, slot, false);
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
         if (proc->pools & 1u << pool)
             dbp_keeper_left(broker->keeper, pool);
     proc->pools = 0;
+}
+
+/* Another one at each attach of the slot. */
+static uint32_t attach_of(const struct proc *proc) {
+    return proc->serial % DBP_ATTACHES + 1u;
 }
 
 static int find_slot(const struct dbp_broker *broker) {
@@ -198,12 +203,13 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
     memcpy(shared->label, msg->label, sizeof shared->label);
     shared->label[sizeof shared->label - 1] = '\0';
     atomic_store(&shared->pid, (uint32_t)pid);
-    dbp_keeper_attached(broker->keeper, (uint32_t)slot, true);
+    dbp_keeper_attached(broker->keeper, (uint32_t)slot, attach_of(proc));
 
     union dbp_wire_any answer;
     memset(&answer.attached, 0, sizeof answer.attached);
     dbp_wire_head_init(&answer.head, DBP_WIRE_ATTACHED, 1);
     answer.attached.slot = (uint32_t)slot;
+    answer.attached.attach = attach_of(proc);
     if (dbp_wire_send(channel, &answer, -1) != 0) {
         proc_gone(broker, (uint32_t)slot);
         return;

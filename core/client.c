@@ -24,14 +24,21 @@
     1000000u /* longest futex sleep: then the broker's being alive and signals are looked at again \
               */
 
+/* Whoever closes fds that are not his (closefrom) may have taken the number from us, and somebody else may have it. */
+struct own_socket {
+    int fd; /* -1: none */
+    uint64_t inode;
+};
+
 struct dbp_client {
     struct dbp_share share;
-    uint32_t slot;
-    _Atomic bool foreign; /* this process is a forked child of the one that attached: nothing here is ours */
-    int channel;
+    char label[24];
+    _Atomic uint32_t holder; /* dbp_holder(): the attach in force, as we know it; changes when it attaches anew */
+    _Atomic bool foreign;    /* this process is a forked child of the one that attached: nothing here is ours */
+    struct own_socket channel;
+    struct own_socket joining; /* the channel of an attach that has no answer yet */
     struct dbp_asking asking;
-    pthread_mutex_t lock; /* channel, asking, guarded; never held while anything is waited for */
-    int *guarded;         /* session fds of this process, for the child after a fork */
+    int *guarded; /* session fds of this process, for the child after a fork */
     size_t n_guarded, guarded_room;
     struct dbp_recent recent[DBP_POOLS_MAX];
 };
@@ -39,39 +46,42 @@ struct dbp_client {
 /* ---- a forked child must neither use nor keep the parent's sessions (I11) ---- */
 
 static struct dbp_client *the_client; /* atfork handlers have no argument; one client per process */
-static struct dbp_client *attaching;  /* is not the_client yet, but has a channel: a child must not keep that */
-/* Guards both pointers, and all of the one that attaches. */
-static pthread_mutex_t the_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct dbp_client *attaching;  /* waits for the broker's answer; nobody else attaches meanwhile */
+
+/* Guards both pointers, and each client's channels, asking and guarded. Always there, so that a fork holds it whatever
+ * another thread is about: it meets neither a client that it has not locked nor a channel that no list names. Never held
+ * while anything is waited for. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void before_fork(void) {
-    pthread_mutex_lock(&the_lock);
-    if (the_client)
-        pthread_mutex_lock(&the_client->lock);
+    pthread_mutex_lock(&lock);
 }
 
 static void after_fork_parent(void) {
-    if (the_client)
-        pthread_mutex_unlock(&the_client->lock);
-    pthread_mutex_unlock(&the_lock);
+    pthread_mutex_unlock(&lock);
 }
 
-static void drop_channel(struct dbp_client *client) {
-    if (client->channel >= 0)
-        close(client->channel);
-    client->channel = -1;
+static bool is_ours(const struct own_socket *s) {
+    return s->inode != 0 && dbp_socket_inode(s->fd) == s->inode;
+}
+
+static void drop(struct own_socket *s) {
+    if (is_ours(s))
+        close(s->fd);
+    *s = (struct own_socket){.fd = -1};
 }
 
 static void after_fork_child(void) {
     struct dbp_client *client = the_client;
 
     if (attaching)
-        drop_channel(attaching); /* it stays: a greenlet of this thread may be in the middle of it */
-    pthread_mutex_unlock(&the_lock);
+        drop(&attaching->joining); /* it stays: a greenlet of this thread may be in the middle of it */
+    attaching = NULL;
+    pthread_mutex_unlock(&lock);
     if (!client)
         return;
-    pthread_mutex_unlock(&client->lock);
     atomic_store(&client->foreign, true);
-    drop_channel(client);
+    drop(&client->channel);
     dbp_asking_fork_child(&client->asking);
     /* Fenced rather than closed: the drivers' objects were copied too and will write to, or close, these numbers. Where
      * no dead socket is to be had, closed is still better than shared. */
@@ -112,20 +122,20 @@ static int guard_locked(struct dbp_client *client, int fd) {
 }
 
 int dbp_guard_fd(struct dbp_client *client, int fd) {
-    pthread_mutex_lock(&client->lock);
+    pthread_mutex_lock(&lock);
     int rc = guard_locked(client, fd);
-    pthread_mutex_unlock(&client->lock);
+    pthread_mutex_unlock(&lock);
     return rc;
 }
 
 void dbp_unguard_fd(struct dbp_client *client, int fd) {
-    pthread_mutex_lock(&client->lock);
+    pthread_mutex_lock(&lock);
     for (size_t i = 0; i < client->n_guarded; i++)
         if (client->guarded[i] == fd) {
             client->guarded[i] = client->guarded[--client->n_guarded];
             break;
         }
-    pthread_mutex_unlock(&client->lock);
+    pthread_mutex_unlock(&lock);
 }
 
 /* ---- attaching, and asking the broker ---- */
@@ -137,44 +147,90 @@ static void install_atfork(void) {
     atfork_error = pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
 
-/* With the_lock held. -EAGAIN: no answer yet. */
-static int end_to_attach(struct dbp_client *client) {
-    uint64_t stale; /* the slot's previous process may have left a count */
+static uint32_t holder_of(const struct dbp_client *client) {
+    return atomic_load_explicit(&client->holder, memory_order_relaxed);
+}
 
-    int rc = dbp_attach_take(client->channel, &client->slot);
-    if (rc == 0 && client->slot >= client->share.n_wake_fds)
-        rc = DBP_E_FULL;
-    if (rc == 0 && read(client->share.wake_fds[client->slot], &stale, sizeof stale) < 0 && errno != EAGAIN)
-        rc = -errno;
-    return rc;
+/* The broker has not let go of us: whoever closes our channel is as good as dead to it. seq_cst: after something was
+ * taken, it says whether the broker looked for what we have before that. */
+static bool attached(const struct dbp_client *client) {
+    uint32_t holder = holder_of(client);
+
+    return atomic_load(&client->share.table->procs[dbp_holder_slot(holder)].attached) == dbp_holder_attach(holder);
 }
 
 static int wait_unlocked(int fd, uint64_t deadline_us) {
-    pthread_mutex_unlock(&the_lock);
+    pthread_mutex_unlock(&lock);
     int rc = dbp_wait_as_told(fd, deadline_us);
-    pthread_mutex_lock(&the_lock);
+    pthread_mutex_lock(&lock);
     return rc;
 }
 
-/* With the_lock held, which is let go while it waits. */
-static int attach(struct dbp_client *client, const char *label, uint64_t deadline_us) {
-    int rc;
+static int wait_a_little(uint64_t deadline_us) {
+    uint64_t now = dbp_now_us(), until = now + DBP_ATTACH_AGAIN_US;
 
-    while ((rc = dbp_attach_begin(&client->share, DBP_ROLE_CLIENT, label, &client->channel)) == -EAGAIN) {
-        uint64_t now = dbp_now_us(), until = now + DBP_ATTACH_AGAIN_US;
-        if (now >= deadline_us)
-            return DBP_E_TIMEOUT;
-        rc = wait_unlocked(-1, until < deadline_us ? until : deadline_us);
-        if (rc != 0 && rc != DBP_E_TIMEOUT)
-            return rc;
-    }
+    if (now >= deadline_us)
+        return DBP_E_TIMEOUT;
+    int rc = wait_unlocked(-1, until < deadline_us ? until : deadline_us);
+    return rc == DBP_E_TIMEOUT ? 0 : rc;
+}
+
+/* -EAGAIN: no answer yet. */
+static int join(struct dbp_client *client) {
+    uint32_t holder = 0;
+    uint64_t stale; /* the slot's previous process may have left a count */
+
+    if (!is_ours(&client->joining))
+        return -EBADF;
+    int rc = dbp_attach_take(client->joining.fd, &holder);
     if (rc != 0)
         return rc;
+    if (dbp_holder_slot(holder) >= client->share.n_wake_fds)
+        return DBP_E_FULL;
+    if (read(client->share.wake_fds[dbp_holder_slot(holder)], &stale, sizeof stale) < 0 && errno != EAGAIN)
+        return -errno;
+    client->channel = client->joining;
+    client->joining = (struct own_socket){.fd = -1};
+    atomic_store(&client->holder, holder);
+    return 0;
+}
+
+static int ask_to_join(struct dbp_client *client, uint64_t deadline_us) {
+    int rc;
+
+    while ((rc = dbp_attach_begin(&client->share, DBP_ROLE_CLIENT, client->label, &client->joining.fd)) == -EAGAIN)
+        if ((rc = wait_a_little(deadline_us)) != 0)
+            return rc;
+    if (rc != 0)
+        return rc;
+    client->joining.inode = dbp_socket_inode(client->joining.fd);
     do {
-        rc = wait_unlocked(client->channel, deadline_us);
+        rc = wait_unlocked(client->joining.fd, deadline_us);
         if (rc == 0)
-            rc = end_to_attach(client);
+            rc = join(client);
     } while (rc == -EAGAIN);
+    drop(&client->joining);
+    return rc;
+}
+
+/* Nothing where the client is attached. With the lock held, which is let go while it waits. */
+static int attach(struct dbp_client *client, uint64_t deadline_us) {
+    int rc = 0;
+
+    while (rc == 0 && attaching)
+        rc = wait_a_little(deadline_us);
+    if (rc == 0 && atomic_load(&client->foreign))
+        rc = DBP_E_CLOSED;
+    if (rc != 0 || (is_ours(&client->channel) && attached(client)))
+        return rc;
+    if (is_ours(&client->channel))
+        shutdown(client->channel.fd, SHUT_RDWR); /* whoever waits for it wakes */
+    drop(&client->channel);
+    dbp_asking_over(&client->asking);
+    attaching = client;
+    rc = ask_to_join(client, deadline_us);
+    if (attaching == client)
+        attaching = NULL;
     return rc;
 }
 
@@ -185,31 +241,31 @@ int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t
     pthread_once(&atfork_once, install_atfork);
     if (atfork_error)
         return -atfork_error;
-    pthread_mutex_lock(&the_lock);
-    struct dbp_client *client = attaching = calloc(1, sizeof *client);
-    int rc = -ENOMEM;
-    if (client) {
-        client->share = *share;
-        client->channel = -1;
-        pthread_mutex_init(&client->lock, NULL);
-        rc = attach(client, label, deadline_us);
-    }
-    if (attaching == client)
-        attaching = NULL;
+    pthread_mutex_lock(&lock); /* before anything is made: a forked child could not give it back */
+    struct dbp_client *client = calloc(1, sizeof *client);
+    int rc = client ? 0 : -ENOMEM;
     if (rc == 0) {
-        the_client = *clientp = client;
-    } else if (client) {
-        drop_channel(client);
-        pthread_mutex_destroy(&client->lock);
-        free(client);
+        client->share = *share;
+        client->channel.fd = client->joining.fd = -1;
+        snprintf(client->label, sizeof client->label, "%s", label);
+        rc = attach(client, deadline_us);
     }
-    pthread_mutex_unlock(&the_lock);
+    if (rc == 0)
+        the_client = *clientp = client;
+    else
+        free(client);
+    pthread_mutex_unlock(&lock);
     return rc;
 }
 
-static bool closed(const struct dbp_client *client) {
+/* For good, as far as this client goes. */
+static bool over(const struct dbp_client *client) {
     return atomic_load_explicit(&client->foreign, memory_order_relaxed) ||
            !atomic_load_explicit(&client->share.table->broker_up, memory_order_relaxed);
+}
+
+static bool closed(const struct dbp_client *client) {
+    return over(client) || !attached(client);
 }
 
 int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
@@ -217,14 +273,16 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
     union dbp_wire_any msg;
     int fd = -1;
 
-    if (closed(client))
+    if (over(client))
         return DBP_E_CLOSED;
-    memset(&msg.reg, 0, sizeof msg.reg);
+    pthread_mutex_lock(&lock);
+    int rc = attach(client, deadline_us);
+    memset(&msg.reg, 0, sizeof msg.reg); /* now: a greenlet's stack is copied while it waits, and here is a password */
     dbp_wire_head_init(&msg.head, DBP_WIRE_REGISTER, 0);
     msg.reg.spec = *spec;
-    pthread_mutex_lock(&client->lock);
-    int rc = dbp_asking(&client->asking, &client->lock, &client->channel, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
-    pthread_mutex_unlock(&client->lock);
+    if (rc == 0)
+        rc = dbp_asking(&client->asking, &lock, &client->channel.fd, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
+    pthread_mutex_unlock(&lock);
     if (fd >= 0)
         close(fd);
     if (rc == 0 && msg.registered.pool >= DBP_POOLS_MAX)
@@ -249,15 +307,17 @@ int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, 
     dbp_wire_head_init(&msg.head, DBP_WIRE_FETCH, 0);
     msg.fetch.session = lease->session;
     msg.fetch.generation = lease->generation;
-    pthread_mutex_lock(&client->lock);
-    int rc = dbp_asking(&client->asking, &client->lock, &client->channel, &msg, DBP_WIRE_SESSION, deadline_us, &fd);
+    pthread_mutex_lock(&lock);
+    int rc = !is_ours(&client->channel)
+                 ? DBP_E_CLOSED
+                 : dbp_asking(&client->asking, &lock, &client->channel.fd, &msg, DBP_WIRE_SESSION, deadline_us, &fd);
     if (rc == 0 &&
         (fd < 0 || msg.session.facts.greeting_len > DBP_GREETING_MAX || msg.session.facts.row_len > DBP_FACTS_ROW_MAX))
         rc = -EPROTO;
     /* Before the lock is let go: another thread's fork waits for it, and its child must not keep this fd. */
     if (rc == 0)
         rc = guard_locked(client, fd);
-    pthread_mutex_unlock(&client->lock);
+    pthread_mutex_unlock(&lock);
     if (rc != 0) {
         if (fd >= 0)
             close(fd);
@@ -278,10 +338,11 @@ static void fill_lease(const struct dbp_client *client, uint32_t pool, uint32_t 
     leasep->session = session;
     leasep->generation = dbp_word_generation(word);
     leasep->incarnation = atomic_load_explicit(&s->incarnation, memory_order_relaxed);
-    uint64_t bit = (uint64_t)1 << (client->slot % 64u);
+    uint32_t slot = dbp_holder_slot(holder_of(client));
+    uint64_t bit = (uint64_t)1 << (slot % 64u);
     if (!(atomic_load_explicit(&s->users, memory_order_relaxed) & bit))
         atomic_fetch_or_explicit(&s->users, bit, memory_order_relaxed);
-    dbp_pool_count_acquire(client->share.table, pool, client->slot);
+    dbp_pool_count_acquire(client->share.table, pool, slot);
 }
 
 /* A session that died, or grew too old, between its return and now: ended here instead of handed out. */
@@ -293,6 +354,13 @@ static bool refused_as_unfit(const struct dbp_client *client, uint32_t pool, uin
     if (dbp_session_move(table, session, word, DBP_CLOSING, 0, NULL))
         dbp_handoff_ring(&client->share, pool);
     return true;
+}
+
+/* Taken just when the broker let go of us: nobody's, or the slot's next process would answer for it. */
+static int hand_back(const struct dbp_client *client, uint32_t pool, uint32_t session, dbp_word word) {
+    if (dbp_idle_put(client->share.table, session, word))
+        dbp_handoff_match(&client->share, pool);
+    return DBP_E_CLOSED;
 }
 
 static bool exists(const struct dbp_client *client, uint32_t pool) {
@@ -314,10 +382,13 @@ int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *
     queue = &table->pools[pool].queue;
     if (!dbp_queue_quiet(queue) && dbp_queue_oldest(queue, &oldest))
         return DBP_E_BUSY;
-    while (dbp_recent_take(&client->recent[pool], table, pool, client->slot, &session, &word) ||
-           dbp_idle_take(table, pool, DBP_LEASED, client->slot, &session, &word)) {
+    uint32_t holder = holder_of(client);
+    while (dbp_recent_take(&client->recent[pool], table, pool, holder, &session, &word) ||
+           dbp_idle_take(table, pool, DBP_LEASED, holder, &session, &word)) {
         if (refused_as_unfit(client, pool, session, word))
             continue;
+        if (!attached(client))
+            return hand_back(client, pool, session, word);
         fill_lease(client, pool, session, word, leasep);
         return 0;
     }
@@ -336,7 +407,8 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     uint32_t max_waiting = atomic_load_explicit(&p->max_waiting, memory_order_relaxed);
     if (max_waiting > 0 && atomic_load_explicit(&p->count.waiting, memory_order_relaxed) >= (int64_t)max_waiting)
         return DBP_E_FULL;
-    if (!dbp_queue_push(&p->queue, client->slot, kind == DBP_WAIT_EVENT, &ticket))
+    uint32_t holder = holder_of(client);
+    if (!dbp_queue_push(&p->queue, dbp_holder_slot(holder), kind == DBP_WAIT_EVENT, &ticket))
         return DBP_E_FULL;
     atomic_fetch_add_explicit(&p->count.waiting, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&p->count.waits, 1, memory_order_relaxed);
@@ -349,6 +421,13 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
         atomic_load(&p->count.size) < atomic_load(&p->count.max))
         dbp_handoff_ring(&client->share, pool);
+    if (!attached(client)) {
+        uint32_t session;
+        dbp_word word;
+        return dbp_handoff_cancel(&client->share, pool, ticket, holder, &session, &word) == 0
+                   ? hand_back(client, pool, session, word)
+                   : DBP_E_CLOSED;
+    }
     waitp->pool = pool;
     waitp->ticket = ticket;
     return 0;
@@ -360,7 +439,7 @@ int dbp_wait_poll(struct dbp_client *client, const struct dbp_wait *wait, struct
 
     if (atomic_load(&client->foreign))
         return DBP_E_CLOSED;
-    int rc = dbp_handoff_claim(&client->share, wait->pool, wait->ticket, client->slot, &session, &word);
+    int rc = dbp_handoff_claim(&client->share, wait->pool, wait->ticket, holder_of(client), &session, &word);
     if (rc == 0)
         fill_lease(client, wait->pool, session, word, leasep);
     else if (rc == DBP_E_BUSY && closed(client))
@@ -374,7 +453,7 @@ int dbp_wait_cancel(struct dbp_client *client, const struct dbp_wait *wait, stru
 
     if (atomic_load(&client->foreign))
         return DBP_E_TIMEOUT;
-    int rc = dbp_handoff_cancel(&client->share, wait->pool, wait->ticket, client->slot, &session, &word);
+    int rc = dbp_handoff_cancel(&client->share, wait->pool, wait->ticket, holder_of(client), &session, &word);
     if (rc == 0)
         fill_lease(client, wait->pool, session, word, leasep);
     else
@@ -383,7 +462,7 @@ int dbp_wait_cancel(struct dbp_client *client, const struct dbp_wait *wait, stru
 }
 
 int dbp_wait_fd(const struct dbp_client *client) {
-    return client->share.wake_fds[client->slot];
+    return client->share.wake_fds[dbp_holder_slot(holder_of(client))];
 }
 
 /* Sleeps while the place is as it was seen, at most until `until`, or until a signal. */
@@ -443,7 +522,7 @@ static bool held(const struct dbp_client *client, const struct dbp_lease *lease,
     dbp_word word = atomic_load(&client->share.table->sessions[lease->session].word);
     *wordp = word;
     return dbp_word_generation(word) == lease->generation && dbp_word_state(word) == DBP_LEASED &&
-           dbp_word_owner(word) == client->slot;
+           dbp_word_owner(word) == holder_of(client);
 }
 
 int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16_t status, enum dbp_return how) {

@@ -182,6 +182,7 @@ uint64_t dbp_now_us(void);
 struct dbp_share {
     struct dbp_table *table; /* mapped MAP_SHARED */
     int control_fd;          /* SEQPACKET: attach requests go here */
+    uint64_t control_inode;  /* of that socket: what has the number now may be another file */
     int doorbell_fd;         /* eventfd: "look at the table" */
     const int *wake_fds;     /* eventfd of each process slot, DBP_PROCS_MAX entries of which n_wake_fds are made */
     uint32_t n_wake_fds;
@@ -200,16 +201,17 @@ int dbp_wait_as_told(int fd, uint64_t deadline_us) DBP_MUST_USE; /* by it */
 /* Attaches this process: sends one end of a private channel to the broker and waits for its slot.
  * label names the process in errors and logs ("worker 3"). Any thread, once per process and again in a forked child.
  * The broker may not run yet (workers are forked before it): waits until deadline_us.
- * 0, DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_FULL (no slot), -errno. The client lives as long as the process; a forked
- * child of this process finds it marked foreign: every call answers DBP_E_CLOSED, its inherited session fds are closed.
- */
+ * 0, DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_FULL (no slot), -EBADF (this process has closed the pool's fds), -errno.
+ * The client lives as long as the process; a forked child of this process finds it marked foreign: every call answers
+ * DBP_E_CLOSED, its inherited session fds are closed. */
 int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
                       struct dbp_client **clientp) DBP_MUST_USE;
 
 /* Registers (or finds) the pool of spec's alias and identity and gives it spec's policy and password. With another
  * identity than the alias had, it is another pool, and the one before goes when no process that registered it is left.
- * spec is not kept. Any thread. 0; DBP_E_INVALID, DBP_E_FULL with errbuf (errlen bytes) naming the field, never its
- * secret; DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_CLOSED. */
+ * A client whose channel is gone (DBP_E_CLOSED from acquire, while the broker runs) attaches anew in it; its leases of
+ * before are over (DBP_E_STALE). spec is not kept. Any thread. 0; DBP_E_INVALID, DBP_E_FULL with errbuf (errlen bytes)
+ * naming the field, never its secret; DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_CLOSED. */
 int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
                         size_t errlen, uint32_t *poolp) DBP_MUST_USE;
 

@@ -96,8 +96,8 @@ static bool free_place(struct dbp_queue *queue, uint32_t ticket) {
     }
 }
 
-int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t slot, uint32_t *sessionp,
-                      dbp_word *wordp) {
+int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder,
+                      uint32_t *sessionp, dbp_word *wordp) {
     struct dbp_table *table = share->table;
     struct dbp_queue *queue = &table->pools[pool].queue;
     dbp_place place = dbp_queue_look(queue, ticket);
@@ -112,7 +112,7 @@ int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t tic
         dbp_word word = atomic_load(&table->sessions[session].word);
         /* The session first: killed in between, the place still names this process and the broker frees both. */
         mine = dbp_word_state(word) == DBP_GRANTED && dbp_word_owner(word) == (ticket & DBP_OWNER_MASK) &&
-               dbp_session_move(table, session, word, DBP_LEASED, slot, wordp);
+               dbp_session_move(table, session, word, DBP_LEASED, holder, wordp);
     }
     if (!free_place(queue, ticket) || !mine)
         return DBP_E_FAILED;
@@ -120,8 +120,8 @@ int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t tic
     return 0;
 }
 
-int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t slot, uint32_t *sessionp,
-                       dbp_word *wordp) {
+int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder,
+                       uint32_t *sessionp, dbp_word *wordp) {
     struct dbp_queue *queue = &share->table->pools[pool].queue;
     dbp_place place = dbp_queue_look(queue, ticket);
     dbp_place oldest;
@@ -135,7 +135,7 @@ int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ti
             dbp_handoff_match(share, pool);
         return DBP_E_TIMEOUT;
     }
-    int rc = dbp_handoff_claim(share, pool, ticket, slot, sessionp, wordp);
+    int rc = dbp_handoff_claim(share, pool, ticket, holder, sessionp, wordp);
     return rc == 0 ? 0 : DBP_E_TIMEOUT;
 }
 
@@ -188,14 +188,13 @@ void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slo
     }
 }
 
-void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool, const uint64_t *attached) {
+void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool, const uint32_t *attached) {
     struct dbp_queue *queue = &share->table->pools[pool].queue;
 
     for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
         dbp_place place = atomic_load(&queue->places[i]);
         uint32_t proc = dbp_place_proc(place);
-        if (dbp_place_state(place) != DBP_PLACE_FREE &&
-            (proc >= DBP_PROCS_MAX || !(attached[proc / 64u] >> proc % 64u & 1u)))
+        if (dbp_place_state(place) != DBP_PLACE_FREE && (proc >= DBP_PROCS_MAX || attached[proc] == 0))
             dbp_handoff_bury(share, pool, proc);
     }
 }

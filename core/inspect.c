@@ -60,8 +60,8 @@ uint32_t dbp_inspect_holders(const struct dbp_table *table, uint32_t pool, uint3
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         dbp_word word = atomic_load(&table->sessions[i].word);
         if (dbp_word_state(word) == DBP_LEASED && atomic_load(&table->sessions[i].pool) == pool &&
-            dbp_word_owner(word) < DBP_PROCS_MAX)
-            leases[dbp_word_owner(word)]++;
+            dbp_holder_slot(dbp_word_owner(word)) < DBP_PROCS_MAX)
+            leases[dbp_holder_slot(dbp_word_owner(word))]++;
     }
     for (;;) {
         uint32_t most = 0;

@@ -118,8 +118,10 @@ static void drop(struct dbp_keeper *keeper, uint32_t pool) {
     keeper->pools[pool] = (struct kept_pool){.allowance = UINT32_MAX};
 }
 
-static bool is_attached(const struct dbp_keeper *keeper, uint32_t slot) {
-    return keeper->attached[slot / 64u] >> slot % 64u & 1u;
+static bool is_attached(const struct dbp_keeper *keeper, uint32_t holder) {
+    uint32_t slot = dbp_holder_slot(holder);
+
+    return slot < DBP_PROCS_MAX && keeper->attached[slot] != 0 && keeper->attached[slot] == dbp_holder_attach(holder);
 }
 
 /* What the broker itself has begun or not begun with a session leaves few states for its word. */
@@ -133,7 +135,7 @@ static bool possible(const struct dbp_keeper *keeper, uint32_t session, dbp_word
         return false;
     if (kept->opening_sent || kept->ending || kept->resetting)
         return state == (kept->opening_sent ? DBP_OPENING : kept->ending ? DBP_CLOSING : DBP_RESETTING);
-    if (state == DBP_LEASED && (dbp_word_owner(word) >= DBP_PROCS_MAX || !is_attached(keeper, dbp_word_owner(word))))
+    if (state == DBP_LEASED && !is_attached(keeper, dbp_word_owner(word)))
         return false;
     return state < DBP_STATES && state != DBP_EMPTY && state != DBP_OPENING;
 }
@@ -168,6 +170,9 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
     if (sweep) {
         keeper->next_tick_us = now + TICK_US;
         dbp_registry_mend(keeper->registry, keeper->table);
+        for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
+            if (atomic_load(&keeper->table->procs[slot].attached) != keeper->attached[slot])
+                dbp_keeper_attached(keeper, slot, keeper->attached[slot]); /* overwritten */
     }
     uint64_t next = keeper->next_tick_us;
     if (!keeper->connector && !keeper->stopping) {
@@ -302,10 +307,9 @@ bool dbp_keeper_kills_pending(const struct dbp_keeper *keeper) {
 
 /* ---- processes ---- */
 
-void dbp_keeper_attached(struct dbp_keeper *keeper, uint32_t slot, bool attached) {
-    uint64_t bit = (uint64_t)1 << slot % 64u;
-
-    keeper->attached[slot / 64u] = attached ? keeper->attached[slot / 64u] | bit : keeper->attached[slot / 64u] & ~bit;
+void dbp_keeper_attached(struct dbp_keeper *keeper, uint32_t slot, uint32_t attach) {
+    keeper->attached[slot] = attach;
+    atomic_store(&keeper->table->procs[slot].attached, attach); /* pairs with the client's look after its acquire */
 }
 
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
@@ -317,7 +321,7 @@ void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
         dbp_word word = word_of(keeper, i);
         const struct kept *kept = &keeper->sessions[i];
         if (keeper->home[i] && !kept->opening_sent && !kept->ending && !kept->resetting &&
-            dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) == slot &&
+            dbp_word_state(word) == DBP_LEASED && dbp_holder_slot(dbp_word_owner(word)) == slot &&
             dbp_session_move(keeper->table, i, word, DBP_CLOSING, 1, NULL))
             dbp_ending_begin(keeper, i, true);
     }
@@ -344,7 +348,8 @@ int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t p
     if (session >= DBP_SESSIONS_MAX)
         return DBP_E_STALE;
     dbp_word word = word_of(keeper, session);
-    if (dbp_word_state(word) != DBP_LEASED || dbp_word_owner(word) != slot || dbp_word_generation(word) != generation ||
+    if (dbp_word_state(word) != DBP_LEASED || dbp_holder_slot(dbp_word_owner(word)) != slot ||
+        !is_attached(keeper, dbp_word_owner(word)) || dbp_word_generation(word) != generation ||
         keeper->fds[session] < 0 || !(pools & 1u << pool_of(keeper, session)))
         return DBP_E_STALE;
     *fdp = keeper->fds[session];

@@ -31,8 +31,8 @@ void dbp_keeper_connector_ready(struct dbp_keeper *keeper);
 void dbp_keeper_end_all(struct dbp_keeper *keeper);
 bool dbp_keeper_kills_pending(const struct dbp_keeper *keeper);
 
-/* A process has this slot now, or not any more. Its pid says nothing: in another pid namespace it is 0 here. */
-void dbp_keeper_attached(struct dbp_keeper *keeper, uint32_t slot, bool attached);
+/* This attach of the slot is in force, 0: none. (A pid says nothing: in another pid namespace it is 0 here.) */
+void dbp_keeper_attached(struct dbp_keeper *keeper, uint32_t slot, uint32_t attach);
 
 /* The process in slot died: ends what it held, frees what it waited for. */
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);

@@ -87,10 +87,10 @@ struct dbp_keeper {
     /* The broker's own idea of what the table says: 1 + the pool of each slot out of EMPTY. The table can be written by
      * any process: what is an index or is counted by the cap is taken from here. */
     uint8_t home[DBP_SESSIONS_MAX];
-    uint64_t attached[DBP_PROCS_MAX / 64u]; /* a bit for each process slot that is taken */
-    uint32_t mended;                        /* words put right, logged at powers of two */
-    struct kept *sessions;                  /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
-    int fds[DBP_SESSIONS_MAX];              /* the broker's copy of each session's fd; -1: none */
+    uint32_t attached[DBP_PROCS_MAX]; /* which attach of each slot is in force; 0: none */
+    uint32_t mended;                  /* words put right, logged at powers of two */
+    struct kept *sessions;            /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
+    int fds[DBP_SESSIONS_MAX];        /* the broker's copy of each session's fd; -1: none */
 };
 
 static inline struct dbp_session *shared(const struct dbp_keeper *keeper, uint32_t session) {

@@ -14,7 +14,7 @@ static void store(_Atomic uint32_t *number, uint32_t value) {
     atomic_store_explicit(number, value, memory_order_relaxed);
 }
 
-bool dbp_recent_take(struct dbp_recent *recent, struct dbp_table *table, uint32_t pool, uint32_t slot,
+bool dbp_recent_take(struct dbp_recent *recent, struct dbp_table *table, uint32_t pool, uint32_t holder,
                      uint32_t *sessionp, dbp_word *wordp) {
     uint32_t takes = load(&recent->takes) + 1, n = load(&recent->n);
 
@@ -25,7 +25,7 @@ bool dbp_recent_take(struct dbp_recent *recent, struct dbp_table *table, uint32_
         uint32_t session = load(&recent->sessions[--n]);
 
         store(&recent->n, n); /* ours now, or another's */
-        if (dbp_idle_take_this(table, pool, session, slot, wordp)) {
+        if (dbp_idle_take_this(table, pool, session, holder, wordp)) {
             *sessionp = session;
             return true;
         }

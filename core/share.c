@@ -3,6 +3,8 @@
  */
 #include "share.h"
 
+#include "attach.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +30,7 @@ int dbp_share_new(uint32_t n_procs, struct dbp_share *sharep, int *broker_contro
         setsockopt(pair[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0)
         goto fail;
     share.control_fd = pair[1];
+    share.control_inode = dbp_socket_inode(pair[1]);
     for (; share.n_wake_fds < n_procs; share.n_wake_fds++) {
         wake_fds[share.n_wake_fds] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (wake_fds[share.n_wake_fds] < 0)

@@ -71,7 +71,7 @@ bool dbp_table_valid(const struct dbp_table *table) {
             return false;
         if (dbp_word_state(word) != DBP_EMPTY && atomic_load(&session->pool) >= DBP_POOLS_MAX)
             return false;
-        if (dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) >= DBP_PROCS_MAX)
+        if (dbp_word_state(word) == DBP_LEASED && dbp_holder_slot(dbp_word_owner(word)) >= DBP_PROCS_MAX)
             return false;
     }
     return true;
@@ -143,12 +143,12 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
     return false;
 }
 
-bool dbp_idle_take_this(struct dbp_table *table, uint32_t pool, uint32_t session, uint32_t slot, dbp_word *wordp) {
+bool dbp_idle_take_this(struct dbp_table *table, uint32_t pool, uint32_t session, uint32_t holder, dbp_word *wordp) {
     struct dbp_session *s = &table->sessions[session];
     dbp_word word = atomic_load(&s->word);
 
     return dbp_word_state(word) == DBP_IDLE && atomic_load(&s->pool) == pool && !atomic_load(&s->unfit) &&
-           dbp_session_move(table, session, word, DBP_LEASED, slot, wordp);
+           dbp_session_move(table, session, word, DBP_LEASED, holder, wordp);
 }
 
 void dbp_idle_offer(struct dbp_table *table, uint32_t session) {

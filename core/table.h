@@ -25,8 +25,7 @@ enum dbp_state {
     DBP_IDLE,    /* in the pool, and its idle bit is set. Client: LEASED or, for a waiter, GRANTED; broker: CLOSING, or
                     RESETTING for a ping */
     DBP_GRANTED, /* owner is a ticket. The waiter: LEASED; whoever finds the waiter gone: IDLE */
-    DBP_LEASED, /* owner is a process slot. Its holder: IDLE, RESETTING or CLOSING; broker when the holder died: CLOSING
-                 */
+    DBP_LEASED,  /* owner is a dbp_holder(). He: IDLE, RESETTING or CLOSING; broker when he died: CLOSING */
     DBP_RESETTING, /* owner is a dbp_reset_kind. Broker: IDLE when the server has answered well, else CLOSING */
     DBP_CLOSING, /* still counted in the cap; owner is 1 when it needs a KILL. Broker: EMPTY when the server has hung up
                   */
@@ -46,6 +45,20 @@ static inline uint32_t dbp_word_owner(dbp_word word) {
 }
 static inline uint32_t dbp_word_generation(dbp_word word) {
     return (uint32_t)(word >> 32);
+}
+
+/* The owner of a LEASED session: a process slot (10 bits) and which attach of that slot it is (18 bits, never 0), so
+ * that a process which is not attached any more, and does not know it yet, is never taken for the slot's next one. */
+#define DBP_ATTACHES 0x3ffffu
+
+static inline uint32_t dbp_holder(uint32_t slot, uint32_t attach) {
+    return slot | attach << 10;
+}
+static inline uint32_t dbp_holder_slot(uint32_t holder) {
+    return holder & 0x3ffu;
+}
+static inline uint32_t dbp_holder_attach(uint32_t holder) {
+    return holder >> 10;
 }
 
 enum dbp_fitness {
@@ -107,9 +120,9 @@ struct dbp_pool {
 };
 
 struct dbp_proc {
-    _Atomic uint32_t pid; /* broker, for people: 0 = free slot, or a process of another pid namespace */
-    uint32_t reserved;
-    char label[24]; /* broker, before pid */
+    _Atomic uint32_t attached; /* broker: which attach of this slot is in force; 0: none. Its own copy is the truth */
+    _Atomic uint32_t pid;      /* broker, for people: 0 = free slot, or a process of another pid namespace */
+    char label[24];            /* broker, before pid */
 };
 
 struct dbp_table {
@@ -161,7 +174,7 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
                    dbp_word *wordp) DBP_MUST_USE;
 /* Takes this very session of the pool for a process, if it is idle. Its idle bit stays as it is, and so does what other
  * processes have of it in their caches. */
-bool dbp_idle_take_this(struct dbp_table *table, uint32_t pool, uint32_t session, uint32_t slot,
+bool dbp_idle_take_this(struct dbp_table *table, uint32_t pool, uint32_t session, uint32_t holder,
                         dbp_word *wordp) DBP_MUST_USE;
 /* Moves a session to IDLE and offers it in the idle bits. False: from was not its word any more. */
 bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) DBP_MUST_USE;

@@ -51,6 +51,7 @@ struct dbp_wire_attach {
 struct dbp_wire_attached {
     struct dbp_wire_head head;
     uint32_t slot;
+    uint32_t attach; /* which one of the slot it is */
 };
 
 struct dbp_wire_register {

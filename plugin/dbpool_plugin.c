@@ -298,6 +298,7 @@ static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
     pthread_mutex_unlock(&own.lock);
     *whyp = rc == DBP_E_INTERRUPTED ? NULL
             : rc == DBP_E_FULL      ? "no process slot is free in the pool's table"
+            : rc == -EBADF          ? "this process has closed the pool's file descriptors"
             : rc == DBP_E_TIMEOUT   ? "the pool's broker in the uWSGI master does not answer"
                                     : "attaching to the pool's broker failed";
     return client;

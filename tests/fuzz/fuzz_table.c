@@ -148,6 +148,7 @@ static void *answer_attach(void *arg) {
     memset(&msg, 0, sizeof msg);
     dbp_wire_head_init(&msg.head, DBP_WIRE_ATTACHED, 1);
     msg.attached.slot = SLOT;
+    msg.attached.attach = 1;
     FUZZ_CHECK(dbp_wire_send(channel, &msg, -1) == 0);
     return NULL;
 }
@@ -176,8 +177,8 @@ static void stage_open(void) {
     memset(servers, -1, sizeof servers);
     n_asked = 0;
     connector_works = 1;
-    dbp_keeper_attached(keeper, SLOT, true);
-    dbp_keeper_attached(keeper, OTHER_SLOT, true);
+    dbp_keeper_attached(keeper, SLOT, 1);
+    dbp_keeper_attached(keeper, OTHER_SLOT, 1);
     dbp_keeper_connector_ready(keeper);
 }
 
@@ -273,7 +274,7 @@ static void scribble(struct input *in, enum op op) {
         else if (what == 15)
             atomic_store(&pool->error_seq, (uint32_t)v);
         else
-            atomic_store(&table->procs[v % 4].pid, (uint32_t)(v >> 8));
+            atomic_store(v & 0x80u ? &table->procs[v % 4].attached : &table->procs[v % 4].pid, (uint32_t)(v >> 8));
         return;
     }
     }
@@ -342,10 +343,10 @@ static void other_acts(struct input *in, enum op op) {
         bool pushed = dbp_queue_push(&share.table->pools[pool].queue, OTHER_SLOT, i & 1u, &other_tickets[i]);
         (void)pushed;
     } else if (i & 1u) {
-        bool took = dbp_idle_take(share.table, pool, DBP_LEASED, OTHER_SLOT, &session, &word);
+        bool took = dbp_idle_take(share.table, pool, DBP_LEASED, dbp_holder(OTHER_SLOT, 1), &session, &word);
         (void)took;
     } else {
-        int rc = dbp_handoff_claim(&share, pool, other_tickets[i], OTHER_SLOT, &session, &word);
+        int rc = dbp_handoff_claim(&share, pool, other_tickets[i], dbp_holder(OTHER_SLOT, 1), &session, &word);
         (void)rc;
     }
 }

@@ -58,7 +58,7 @@ static void look(uint32_t number, uint32_t *counts) {
             slot = i;
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX && slot < DBP_PROCS_MAX; i++) {
         dbp_word word = atomic_load(&table->sessions[i].word);
-        held += dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) == slot;
+        held += dbp_word_state(word) == DBP_LEASED && dbp_holder_slot(dbp_word_owner(word)) == slot;
     }
     for (uint32_t i = 0; i < DBP_WAITERS_MAX && slot < DBP_PROCS_MAX; i++) {
         dbp_place place = atomic_load(&queue->places[i]);

@@ -276,7 +276,7 @@ static uint32_t out_of_reach(pid_t pid) {
             slot = i;
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         dbp_word word = atomic_load(&table->sessions[i].word);
-        n += dbp_word_state(word) == DBP_LEASED && dbp_word_owner(word) == slot;
+        n += dbp_word_state(word) == DBP_LEASED && dbp_holder_slot(dbp_word_owner(word)) == slot;
     }
     for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
         dbp_place place = atomic_load(&table->pools[arena.pool].queue.places[i]);
@@ -284,7 +284,7 @@ static uint32_t out_of_reach(pid_t pid) {
             continue;
         dbp_word word = atomic_load(&table->sessions[dbp_place_session(place)].word);
         bool claimed = dbp_place_state(place) == DBP_PLACE_GRANTED && dbp_word_state(word) == DBP_LEASED &&
-                       dbp_word_owner(word) == slot; /* counted above */
+                       dbp_holder_slot(dbp_word_owner(word)) == slot; /* counted above */
         n += !claimed;
     }
     return n;

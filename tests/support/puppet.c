@@ -3,11 +3,51 @@
  */
 #include "puppet.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+static bool is_channel(int fd, const struct dbp_share *share) {
+    int type = 0;
+    socklen_t n = sizeof type;
+
+    return fd != share->control_fd && getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n) == 0 && type == SOCK_SEQPACKET;
+}
+
+static int first_file, end_of_files;
+
+static int lose(const struct dbp_share *share, bool all) {
+    int n = 0;
+
+    for (int fd = 3; fd < 256; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 || !(all || is_channel(fd, share)))
+            continue;
+        close(fd);
+        n++;
+    }
+    if (!all)
+        return n == 1 ? 0 : -1;
+    first_file = memfd_create("of the application", MFD_CLOEXEC);
+    for (end_of_files = first_file + 1; end_of_files < first_file + n; end_of_files++)
+        if (memfd_create("of the application", MFD_CLOEXEC) < 0)
+            return -1;
+    return n;
+}
+
+static int written(void) {
+    struct stat found;
+    int n = 0;
+
+    for (int fd = first_file; fd < end_of_files; fd++)
+        n += fstat(fd, &found) == 0 ? (int)found.st_size : 1;
+    return n;
+}
 
 static int obey(struct puppet *p, const struct dbp_share *share, struct dbp_client **client) {
     uint32_t w = p->which;
@@ -47,6 +87,14 @@ static int obey(struct puppet *p, const struct dbp_share *share, struct dbp_clie
         return allow_files(false);
     case PUPPET_FILES:
         return allow_files(true);
+    case PUPPET_VALID:
+        return dbp_lease_valid(*client, &p->leases[w]);
+    case PUPPET_LOSE_CHANNEL:
+        return lose(share, false);
+    case PUPPET_LOSE_ALL:
+        return lose(share, true);
+    case PUPPET_LOOK:
+        return written();
     case PUPPET_ERROR:
         dbp_pool_error(*client, p->pool, &p->error);
         return 0;

@@ -15,14 +15,18 @@ enum puppet_verb {
     PUPPET_BEGIN, /* -> waits[which] */
     PUPPET_POLL,  /* waits[which] -> leases[which] */
     PUPPET_CANCEL,
-    PUPPET_RELEASE,  /* leases[which], how, status */
-    PUPPET_FETCH,    /* leases[which] -> fds[which] */
-    PUPPET_QUERY,    /* sql on fds[which] -> nonce, status */
-    PUPPET_SEND,     /* sql on fds[which], no answer read */
-    PUPPET_CENSUS,   /* -> the number of its fds */
-    PUPPET_NO_FILES, /* from now on it cannot open another; */
-    PUPPET_FILES,    /* it can again */
-    PUPPET_ERROR,    /* -> error */
+    PUPPET_RELEASE,      /* leases[which], how, status */
+    PUPPET_FETCH,        /* leases[which] -> fds[which] */
+    PUPPET_QUERY,        /* sql on fds[which] -> nonce, status */
+    PUPPET_SEND,         /* sql on fds[which], no answer read */
+    PUPPET_CENSUS,       /* -> the number of its fds */
+    PUPPET_NO_FILES,     /* from now on it cannot open another; */
+    PUPPET_FILES,        /* it can again */
+    PUPPET_ERROR,        /* -> error */
+    PUPPET_VALID,        /* leases[which] -> rc 1 or 0 */
+    PUPPET_LOSE_CHANNEL, /* closes its channel, as a stranger would that closes fds which are not his */
+    PUPPET_LOSE_ALL,     /* closes all its fds; the numbers are files of its own then; -> how many */
+    PUPPET_LOOK,         /* -> the bytes that were written into those */
 };
 
 #define PUPPET_LEASES 8u

@@ -26,6 +26,7 @@
 #include <cmocka.h>
 
 #define SLOT 3u
+#define ATTACH 9u
 #define OTHER 5u
 
 static struct dbp_share share;
@@ -43,7 +44,8 @@ static struct {
     int stop_fd;
     _Atomic uint32_t attach_mode, attach_result, slot, ask_mode, asked;
     _Atomic uint32_t label_ok;
-    int session_fd; /* given with each SESSION */
+    _Atomic uint64_t last_inode; /* of the channel that came last, this end */
+    int session_fd;              /* given with each SESSION */
 } broker;
 
 static void reply(int channel, union dbp_wire_any *msg, int fd) {
@@ -111,14 +113,17 @@ static void on_attach(int *channels, size_t n) {
 
     if (dbp_wire_recv(broker_control, &msg, &fd, &pid) != 0 || msg.head.type != DBP_WIRE_ATTACH)
         return;
+    atomic_store(&broker.last_inode, dbp_socket_inode(fd));
     if (pid > 0 && msg.attach.role == DBP_ROLE_CLIENT && strcmp(msg.attach.label, "worker 3") == 0)
         atomic_fetch_add(&broker.label_ok, 1);
     enum answer mode = (enum answer)atomic_load(&broker.attach_mode);
     memset(&msg, 0, sizeof msg);
     dbp_wire_head_init(&msg.head, mode == WRONG_TYPE ? DBP_WIRE_REGISTERED : DBP_WIRE_ATTACHED, 1);
     msg.head.result = mode == REFUSE ? (uint32_t)DBP_E_FULL : 0;
-    if (mode != WRONG_TYPE)
+    if (mode != WRONG_TYPE) {
         msg.attached.slot = atomic_load(&broker.slot);
+        msg.attached.attach = ATTACH;
+    }
     if (mode == GARBAGE && send(fd, "garbage", 7, MSG_NOSIGNAL) < 0)
         abort();
     if (mode == ANSWER || mode == REFUSE || mode == WRONG_TYPE)
@@ -234,6 +239,7 @@ static int setup(void **state) {
     }
     atomic_store(&table->n_pools, 2);
     atomic_store(&table->broker_up, 1);
+    atomic_store(&table->procs[SLOT].attached, ATTACH);
     atomic_store(&broker.attach_mode, ANSWER);
     atomic_store(&broker.ask_mode, ANSWER);
     atomic_store(&broker.slot, SLOT);
@@ -312,13 +318,142 @@ static void test_I10_a_table_of_another_version_is_refused(void **state) {
     table->version--;
 }
 
-/* ---- asking ---- */
-
 static int ask_register(uint64_t deadline_us, char *text, uint32_t *poolp) {
     struct dbp_pool_spec spec = test_spec("default", 4, 0);
 
     return dbp_client_register(client, &spec, deadline_us, text, 64, poolp);
 }
+
+/* A fork waits for the end of an attach, so that its child knows what it has to let go of. */
+
+static void *attach_in_vain(void *arg) {
+    struct dbp_client *other = NULL;
+
+    *(int *)arg = dbp_client_attach(&share, "worker 3", dbp_now_us() + 500000, &other);
+    return NULL;
+}
+
+/* SEQPACKET sockets of this process, by their inodes. */
+static size_t channels(uint64_t inodes[64]) {
+    size_t n = 0;
+    int type;
+
+    for (int fd = 0; fd < 256 && n < 64; fd++) {
+        socklen_t size = sizeof type;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET)
+            inodes[n++] = dbp_socket_inode(fd);
+    }
+    return n;
+}
+
+/* Channels beyond those, and the fake broker's ends. */
+static int more_channels(const uint64_t *before, size_t n_before) {
+    uint64_t now[64];
+    size_t n = channels(now);
+    int more = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        bool known = now[i] == atomic_load(&broker.last_inode);
+        for (size_t k = 0; k < n_before; k++)
+            known = known || now[i] == before[k];
+        more += !known;
+    }
+    return more;
+}
+
+static void test_I11_a_child_forked_during_an_attach_has_no_channel(void **state) {
+    uint32_t asked = atomic_load(&broker.label_ok);
+    uint64_t before[64];
+    size_t n = channels(before);
+    pthread_t thread;
+    int rc = 0;
+
+    (void)state;
+    atomic_store(&broker.attach_mode, SILENT);
+    assert_int_equal(pthread_create(&thread, NULL, attach_in_vain, &rc), 0);
+    assert_true(eventually_at_least(&broker.label_ok, asked + 1)); /* it waits for its answer */
+    pid_t pid = fork_child();
+    if (pid == 0)
+        _exit(more_channels(before, n));
+    pthread_join(thread, NULL);
+    assert_int_equal(rc, DBP_E_TIMEOUT);
+    assert_int_equal(wait_child(pid), 0);
+}
+
+/* ---- a client that the broker has let go of ---- */
+
+static void test_a_client_that_was_let_go_of_takes_nothing(void **state) {
+    struct dbp_lease lease = {0}, before;
+    struct dbp_wait wait;
+
+    (void)state;
+    make_idle(0);
+    make_idle(1);
+    before = lease_one();
+    atomic_store(&table->procs[SLOT].attached, ATTACH + 1); /* the slot has another process */
+    assert_int_equal(dbp_acquire_now(client, 0, &lease), DBP_E_CLOSED);
+    assert_int_equal(dbp_acquire(client, 0, in_seconds(WAIT_S), NULL, NULL, &lease), DBP_E_CLOSED);
+    assert_int_equal(dbp_wait_begin(client, 0, DBP_WAIT_EVENT, &wait), DBP_E_CLOSED);
+    assert_true(dbp_queue_quiet(&table->pools[0].queue));
+    assert_int_equal(state_of(1), DBP_IDLE);
+    /* The slot's next process has the same slot, and not the lease. */
+    dbp_word word = atomic_load(&table->sessions[before.session].word);
+    assert_int_equal(dbp_holder_slot(dbp_word_owner(word)), SLOT);
+    assert_int_not_equal(dbp_word_owner(word), dbp_holder(SLOT, ATTACH + 1));
+}
+
+static void test_a_client_that_was_let_go_of_attaches_anew(void **state) {
+    struct dbp_lease before, lease;
+    char text[64];
+    uint32_t pool;
+
+    (void)state;
+    make_idle(0);
+    make_idle(1);
+    before = lease_one();
+    atomic_store(&table->procs[SLOT].attached, 0);
+    atomic_store(&table->procs[OTHER].attached, ATTACH);
+    atomic_store(&broker.slot, OTHER);
+    int fds = fd_census(0);
+    assert_int_equal(ask_register(in_seconds(WAIT_S), text, &pool), 0);
+    assert_true(fd_census(0) <= fds + 1); /* the fake broker keeps its end of the old channel for a moment */
+    assert_false(dbp_lease_valid(client, &before));
+    assert_int_equal(dbp_release(client, &before, 2, DBP_RETURN_CLEAN), DBP_E_STALE);
+    assert_int_equal(dbp_acquire_now(client, 0, &lease), 0);
+    assert_int_equal(dbp_word_owner(atomic_load(&table->sessions[lease.session].word)), dbp_holder(OTHER, ATTACH));
+    assert_int_equal(dbp_wait_fd(client), share.wake_fds[OTHER]);
+    assert_int_equal(dbp_release(client, &lease, 2, DBP_RETURN_CLEAN), 0);
+    /* And back, for the tests to come. */
+    atomic_store(&table->procs[OTHER].attached, 0);
+    atomic_store(&table->procs[SLOT].attached, ATTACH);
+    atomic_store(&broker.slot, SLOT);
+    assert_int_equal(ask_register(in_seconds(WAIT_S), text, &pool), 0);
+}
+
+/* The broker has not seen it yet. */
+static void test_a_client_whose_channel_was_closed_attaches_anew_at_once(void **state) {
+    int type = 0, channel = -1;
+    char text[64];
+    uint32_t pool;
+
+    (void)state;
+    for (int fd = 0; fd < 256 && channel < 0; fd++) { /* its own end is the first; the other one is the fake broker's */
+        socklen_t size = sizeof type;
+        if (fd != share.control_fd && fd != broker_control && getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 &&
+            type == SOCK_SEQPACKET)
+            channel = fd;
+    }
+    close(channel);
+    assert_int_equal(ask_register(in_seconds(WAIT_S), text, &pool), 0);
+    int file = open("/dev/null", O_RDONLY | O_CLOEXEC); /* and one whose number is somebody else's */
+    assert_int_equal(dup2(file, channel), channel);
+    assert_int_equal(ask_register(in_seconds(WAIT_S), text, &pool), 0);
+    assert_int_equal(fcntl(channel, F_GETFD), 0); /* is there still */
+    close(channel);
+    close(file);
+}
+
+/* ---- asking ---- */
 
 static void test_registering(void **state) {
     char text[64] = "";
@@ -416,7 +551,7 @@ static void test_a_lease_from_taking_to_return(void **state) {
     assert_int_equal(lease.incarnation, 7);
     assert_true(dbp_lease_valid(client, &lease));
     assert_int_equal(dbp_lease_status(client, &lease), 2);
-    assert_int_equal(dbp_word_owner(atomic_load(&table->sessions[0].word)), SLOT);
+    assert_int_equal(dbp_word_owner(atomic_load(&table->sessions[0].word)), dbp_holder(SLOT, ATTACH));
     assert_int_equal(dbp_acquire_now(client, 0, &again), DBP_E_BUSY);
     /* IN_TRANS | AUTOCOMMIT | MORE_RESULTS | SESSION_STATE_CHANGED: only what lasts goes on to the next */
     assert_int_equal(dbp_release(client, &lease, 0x400b, DBP_RETURN_CLEAN), 0);
@@ -1039,6 +1174,10 @@ int main(void) {
         TEST(test_attaching_gives_a_slot_and_a_clean_wakeup),
         TEST(test_attaching_fails_cleanly),
         TEST(test_I10_a_table_of_another_version_is_refused),
+        TEST(test_I11_a_child_forked_during_an_attach_has_no_channel),
+        TEST(test_a_client_that_was_let_go_of_takes_nothing),
+        TEST(test_a_client_that_was_let_go_of_attaches_anew),
+        TEST(test_a_client_whose_channel_was_closed_attaches_anew_at_once),
         TEST(test_registering),
         TEST(test_fetching_gives_a_private_fd),
         TEST(test_I2_an_answer_that_comes_late_is_not_taken_for_the_next),

@@ -157,7 +157,7 @@ static void arrive(void) {
 
     arrived++;
     if ((dbp_queue_quiet(queue) || !dbp_queue_oldest(queue, &oldest)) &&
-        dbp_idle_take(table, pool, DBP_LEASED, SLOT, &session, &word)) {
+        dbp_idle_take(table, pool, DBP_LEASED, dbp_holder(SLOT, 1), &session, &word)) {
         assert_int_equal(n_waiting, 0); /* I4: nobody is overtaken */
         assert_int_equal(atomic_load(&table->sessions[session].unfit), 0);
         at_once++;
@@ -184,7 +184,7 @@ static void take_grants(void) {
         struct request request = waiting[i];
         uint32_t session;
         dbp_word word;
-        int rc = dbp_handoff_claim(&share, pool, request.ticket, SLOT, &session, &word);
+        int rc = dbp_handoff_claim(&share, pool, request.ticket, dbp_holder(SLOT, 1), &session, &word);
         if (rc == 0) {
             assert_false(one_waits);
             begin_lease(session, word, request.arrived_us);
@@ -192,7 +192,7 @@ static void take_grants(void) {
         }
         assert_int_equal(rc, DBP_E_BUSY);
         if (request.patience_us != 0 && now_us - request.arrived_us >= request.patience_us) {
-            assert_int_equal(dbp_handoff_cancel(&share, pool, request.ticket, SLOT, &session, &word), DBP_E_TIMEOUT);
+            assert_int_equal(dbp_handoff_cancel(&share, pool, request.ticket, dbp_holder(SLOT, 1), &session, &word), DBP_E_TIMEOUT);
             gave_up++;
             continue;
         }
@@ -314,7 +314,7 @@ static int setup(void **state) {
     queue = &table->pools[pool].queue;
     if (dbp_keeper_new(&share, registry, &ops, DBP_SESSIONS_MAX, &keeper) != 0)
         return -1;
-    dbp_keeper_attached(keeper, SLOT, true); /* the keeper ends what strangers hold */
+    dbp_keeper_attached(keeper, SLOT, 1); /* the keeper ends what strangers hold */
     dbp_keeper_connector_ready(keeper);
     return 0;
 }

@@ -72,7 +72,7 @@ static int setup(void **state) {
         return -1;
     table = share.table;
     count = &table->pools[0].count;
-    dbp_keeper_attached(keeper, 1, true);
+    dbp_keeper_attached(keeper, 1, 1);
     dbp_keeper_connector_ready(keeper);
     return 0;
 }
@@ -112,7 +112,7 @@ static uint32_t wait_in_line(void) {
 }
 
 static int claim(uint32_t ticket, uint32_t *sessionp, dbp_word *wordp) {
-    return dbp_handoff_claim(&share, 0, ticket, 1, sessionp, wordp);
+    return dbp_handoff_claim(&share, 0, ticket, dbp_holder(1, 1), sessionp, wordp);
 }
 
 static void deliver(void) {
@@ -403,7 +403,7 @@ static void test_a_holder_without_a_pid_keeps_its_lease(void **state) {
     pass(5);
     assert_true(atomic_load(&table->sessions[session].word) == word);
     assert_false(dbp_queue_quiet(&table->pools[0].queue));
-    dbp_keeper_attached(keeper, 1, false); /* and without a channel nobody has it */
+    dbp_keeper_attached(keeper, 1, 0); /* and without a channel nobody has it */
     pass(2);
     assert_int_equal(dbp_word_state(atomic_load(&table->sessions[session].word)), DBP_CLOSING);
 }
