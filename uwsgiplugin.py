@@ -27,6 +27,7 @@ CORE = [
     'logger',
     'login',
     'opening',
+    'parking',
     'queue',
     'ration',
     'rationing',

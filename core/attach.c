@@ -12,6 +12,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define PATIENCE_MOST_MS 60000u
+#define BEGIN_AGAIN_US 5000u
+#define AGAIN_MOST_US 200000u
+
 int dbp_wait_readable(int fd, uint64_t deadline_us) {
     for (;;) {
         uint64_t now = dbp_now_us();
@@ -34,24 +38,30 @@ uint64_t dbp_socket_inode(int fd) {
     return fd >= 0 && fstat(fd, &found) == 0 && S_ISSOCK(found.st_mode) ? found.st_ino : 0;
 }
 
-static int send_request(const struct dbp_share *share, enum dbp_role role, const char *label, int theirs) {
+static int send_request(const struct dbp_share *share, enum dbp_role role, const char *label, uint32_t place,
+                        uint64_t deadline_us, int theirs) {
     union dbp_wire_any msg;
+    uint64_t now = dbp_now_us(), left_ms = deadline_us > now ? (deadline_us - now) / 1000 : 0;
 
     memset(&msg.attach, 0, sizeof msg.attach);
     dbp_wire_head_init(&msg.head, DBP_WIRE_ATTACH, 1);
     msg.attach.role = (uint32_t)role;
+    msg.attach.place = place;
+    msg.attach.patience_ms = left_ms > PATIENCE_MOST_MS ? PATIENCE_MOST_MS : (uint32_t)left_ms;
+    msg.attach.patience_ms -= msg.attach.patience_ms / 4; /* a refusal that comes before the deadline says more */
     snprintf(msg.attach.label, sizeof msg.attach.label, "%s", label);
     return dbp_wire_send(share->control_fd, &msg, theirs);
 }
 
-int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const char *label, int *channelp) {
+int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const char *label, uint32_t place,
+                     uint64_t deadline_us, int *channelp) {
     int pair[2];
 
     if (dbp_socket_inode(share->control_fd) != share->control_inode)
         return -EBADF;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
         return -errno;
-    int rc = send_request(share, role, label, pair[1]);
+    int rc = send_request(share, role, label, place, deadline_us, pair[1]);
     close(pair[1]); /* the broker has its own copy; with ours open, its refusal would not be an end of file here */
     if (rc == 0)
         *channelp = pair[0];
@@ -79,22 +89,32 @@ int dbp_attach_take(int channel, uint32_t *holderp) {
     return 0;
 }
 
+uint64_t dbp_attach_again_us(int rc) {
+    if (rc == -EAGAIN)
+        return BEGIN_AGAIN_US;
+    /* Not all of those that wait at the same moment. */
+    return rc == DBP_E_BUSY ? AGAIN_MOST_US / 2 + (uint32_t)getpid() * 1000u % (AGAIN_MOST_US / 2) : 0;
+}
+
 int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *label, uint64_t deadline_us,
                int *channelp, uint32_t *holderp) {
-    int channel = -1, rc;
-
-    while ((rc = dbp_attach_begin(share, role, label, &channel)) == -EAGAIN) {
-        if (dbp_now_us() >= deadline_us)
-            return DBP_E_TIMEOUT;
-        poll(NULL, 0, (int)(DBP_ATTACH_AGAIN_US / 1000u));
+    for (;;) {
+        int channel = -1, rc = dbp_attach_begin(share, role, label, 0, deadline_us, &channel);
+        if (rc == 0)
+            rc = dbp_wait_readable(channel, deadline_us);
+        if (rc == 0)
+            rc = dbp_attach_take(channel, holderp);
+        if (rc == 0) {
+            *channelp = channel;
+            return 0;
+        }
+        if (channel >= 0)
+            close(channel);
+        uint64_t pause_us = dbp_attach_again_us(rc);
+        if (pause_us == 0)
+            return rc;
+        if (dbp_now_us() + pause_us >= deadline_us)
+            return rc == DBP_E_BUSY ? DBP_E_FULL : DBP_E_TIMEOUT;
+        poll(NULL, 0, (int)(pause_us / 1000u));
     }
-    if (rc == 0)
-        rc = dbp_wait_readable(channel, deadline_us);
-    if (rc == 0)
-        rc = dbp_attach_take(channel, holderp);
-    if (rc == 0)
-        *channelp = channel;
-    else if (channel >= 0)
-        close(channel);
-    return rc;
 }

@@ -7,9 +7,11 @@
 #include "keeper.h"
 #include "logger.h"
 #include "opening.h"
+#include "parking.h"
 #include "thread.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,10 +28,13 @@
 #endif
 #define EVENTS_MAX 64
 #define NO_ROOM "the master has as many files open as it may (RLIMIT_NOFILE)"
-#define STOP_MOST_US 2000000u /* for the KILLs that are left when the host stops */
-#define LOG_MOST_US 1000000u  /* for the last lines */
-#define STOP_LOOK_US 10000u   /* between two looks then */
-#define MESSAGES_MAX 16       /* per channel and turn, so that one that floods does not starve the rest */
+#define STOP_MOST_US 2000000u    /* for the KILLs that are left when the host stops */
+#define LOG_MOST_US 1000000u     /* for the last lines */
+#define STOP_LOOK_US 10000u      /* between two looks then */
+#define PARKED_MOST_US 60000000u /* no attach request waits longer for a slot */
+#define PARKED_LOOK_US 10000u    /* who holds nothing any more says so to nobody: between two looks for a slot */
+#define IDLE_LEAST_US 100000u    /* who attached or asked so lately is about to take something: not let go of */
+#define MESSAGES_MAX 16          /* per channel and turn, so that one that floods does not starve the rest */
 
 /* What an epoll event is about: kind in the top byte, then a serial that a closed and reused index no longer matches.
  */
@@ -41,6 +46,7 @@ struct proc {
     int32_t pid;
     enum dbp_role role;
     uint32_t serial;
+    uint64_t freed; /* the broker's n_freed when it became free */
     uint32_t pools; /* bit of each that it registered */
 };
 _Static_assert(DBP_POOLS_MAX <= 32, "proc.pools has a bit for each");
@@ -58,10 +64,13 @@ struct dbp_broker {
     uint32_t max_sessions; /* of all pools together */
     uint32_t refused;      /* messages not understood, logged at powers of two */
     uint32_t fds_lost;     /* likewise, fds that found no room in this process */
+    uint32_t crowded;      /* likewise, attach requests that found no slot */
+    uint64_t n_freed;      /* slots that became free */
     uint32_t unread;       /* likewise, answers that found a full channel: who floods must not fill the log as well */
     pthread_t thread;
     pthread_mutex_t lock; /* held while a batch of events is handled: a fork of the master waits for its end, which is
                              near because nothing in a batch blocks, and so never sees an fd that no list names yet */
+    struct dbp_parking parking;
     struct proc procs[DBP_PROCS_MAX];
 };
 
@@ -127,6 +136,7 @@ static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
         epoll_ctl(broker->epoll_fd, EPOLL_CTL_DEL, proc->pidfd, NULL);
     set_proc_fds(proc, -1, -1);
     proc->serial++;
+    proc->freed = ++broker->n_freed;
     dbp_keeper_attached(broker->keeper, slot, 0); /* first: what it takes from now on is a stranger's */
     if (broker->connector == (int)slot) {
         broker->connector = -1;
@@ -147,11 +157,77 @@ static uint32_t attach_of(const struct proc *proc) {
     return proc->serial % DBP_ATTACHES + 1u;
 }
 
-static int find_slot(const struct dbp_broker *broker) {
-    for (uint32_t slot = 0; slot < broker->share.n_wake_fds; slot++)
-        if (broker->procs[slot].channel < 0)
-            return (int)slot;
+/* ---- slots ---- */
+
+static bool is_dead(const struct proc *proc) {
+    struct pollfd p[2] = {{.fd = proc->channel, .events = POLLRDHUP}, {.fd = proc->pidfd, .events = POLLIN}};
+
+    return poll(p, 2, 0) > 0 && (p[0].revents & (POLLRDHUP | POLLHUP | POLLERR) || p[1].revents);
+}
+
+/* The slot that is kept for one of the host's own processes, -1: none. Its last process may be dead and not seen to be
+ * so yet; where it lives, the newcomer is not who it says it is. */
+static int own_slot(struct dbp_broker *broker, uint32_t slot, int32_t pid) {
+    struct proc *proc = &broker->procs[slot];
+
+    if (slot >= broker->ops.n_own || slot >= broker->share.n_wake_fds)
+        return -1;
+    if (proc->channel < 0)
+        return (int)slot;
+    if (!(pid > 0 && proc->pid == pid) && !is_dead(proc))
+        return -1;
+    proc_gone(broker, slot);
+    return (int)slot;
+}
+
+/* The one that has been free longest: whoever still thinks that it has it has had time to find out. */
+static int free_slot(const struct dbp_broker *broker) {
+    int found = -1;
+
+    for (uint32_t slot = broker->ops.n_own; slot < broker->share.n_wake_fds; slot++)
+        if (broker->procs[slot].channel < 0 && (found < 0 || broker->procs[slot].freed < broker->procs[found].freed))
+            found = (int)slot;
+    return found;
+}
+
+static int idle_longest(struct dbp_broker *broker, const uint64_t *busy) {
+    uint64_t since = dbp_now_us() - IDLE_LEAST_US;
+    int found = -1;
+
+    for (uint32_t slot = broker->ops.n_own; slot < broker->share.n_wake_fds; slot++) {
+        const struct proc *proc = &broker->procs[slot];
+        if (proc->channel < 0 || proc->role != DBP_ROLE_CLIENT || (busy[slot / 64u] >> slot % 64u & 1u) ||
+            dbp_keeper_seen_us(broker->keeper, slot) > since)
+            continue;
+        found = (int)slot;
+        since = dbp_keeper_seen_us(broker->keeper, slot);
+    }
+    return found;
+}
+
+/* Lets go of the process that has held nothing longest; it attaches anew when it needs to. -1: all hold something. */
+static int vacated_slot(struct dbp_broker *broker) {
+    uint64_t busy[DBP_PROCS_MAX / 64u];
+    int slot;
+
+    dbp_keeper_busy(broker->keeper, busy);
+    while ((slot = idle_longest(broker, busy)) >= 0) {
+        /* First said, then looked: what it takes from now on it gives back, what it took before is seen. */
+        dbp_keeper_attached(broker->keeper, (uint32_t)slot, 0);
+        dbp_keeper_busy(broker->keeper, busy);
+        if (!(busy[(uint32_t)slot / 64u] >> (uint32_t)slot % 64u & 1u)) {
+            proc_gone(broker, (uint32_t)slot);
+            return slot;
+        }
+        dbp_keeper_attached(broker->keeper, (uint32_t)slot, attach_of(&broker->procs[slot]));
+    }
     return -1;
+}
+
+static int any_slot(struct dbp_broker *broker) {
+    int slot = free_slot(broker);
+
+    return slot >= 0 ? slot : vacated_slot(broker);
 }
 
 static void refuse(int channel, enum dbp_error_code why) {
@@ -165,27 +241,9 @@ static void refuse(int channel, enum dbp_error_code why) {
     close(channel);
 }
 
-static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg, int channel, int32_t pid) {
+/* Consumes channel. */
+static void admit(struct dbp_broker *broker, const struct dbp_wire_attach *msg, int channel, int32_t pid, int slot) {
     bool connector = msg->role == DBP_ROLE_CONNECTOR;
-    int slot = find_slot(broker);
-    int type = 0;
-    socklen_t length = sizeof type;
-
-    if (slot < 0 || (!connector && msg->role != DBP_ROLE_CLIENT) ||
-        getsockopt(channel, SOL_SOCKET, SO_TYPE, &type, &length) != 0 || type != SOCK_SEQPACKET) {
-        say(broker, DBP_LOG_WARNING, "process %d cannot be attached: %s", pid,
-            slot < 0 ? "no slot is free" : "bad request");
-        refuse(channel, slot < 0 ? DBP_E_FULL : DBP_E_INVALID);
-        return;
-    }
-    if (connector && !broker->ops.connector_is(broker->ops.arg, pid)) {
-        say(broker, DBP_LOG_WARNING, "process %d asked to be the connector and is not", pid);
-        refuse(channel, DBP_E_INVALID);
-        return;
-    }
-    if (connector && broker->connector >= 0)
-        proc_gone(broker, (uint32_t)broker->connector); /* respawned before its end of file was read */
-
     struct proc *proc = &broker->procs[slot];
     int pidfd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1; /* CLOEXEC by definition */
     set_proc_fds(proc, channel, pidfd);
@@ -204,6 +262,7 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
     shared->label[sizeof shared->label - 1] = '\0';
     atomic_store(&shared->pid, (uint32_t)pid);
     dbp_keeper_attached(broker->keeper, (uint32_t)slot, attach_of(proc));
+    dbp_keeper_saw(broker->keeper, (uint32_t)slot);
 
     union dbp_wire_any answer;
     memset(&answer.attached, 0, sizeof answer.attached);
@@ -218,6 +277,58 @@ static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg,
         broker->connector = slot;
         dbp_keeper_connector_ready(broker->keeper);
     }
+}
+
+static void refuse_for_want_of_a_slot(struct dbp_broker *broker, int channel, int32_t pid) {
+    broker->crowded++;
+    if ((broker->crowded & (broker->crowded - 1)) == 0)
+        say(broker, DBP_LOG_WARNING,
+            "process %d cannot be attached: each of the %u slots for processes other than the host's own is taken by "
+            "one that holds a session or waits for one (%u so far)",
+            pid, broker->share.n_wake_fds - broker->ops.n_own, broker->crowded);
+    refuse(channel, DBP_E_FULL);
+}
+
+static void attach(struct dbp_broker *broker, const struct dbp_wire_attach *msg, int channel, int32_t pid) {
+    bool connector = msg->role == DBP_ROLE_CONNECTOR;
+    int type = 0;
+    socklen_t length = sizeof type;
+
+    if ((!connector && msg->role != DBP_ROLE_CLIENT) || getsockopt(channel, SOL_SOCKET, SO_TYPE, &type, &length) != 0 ||
+        type != SOCK_SEQPACKET) {
+        say(broker, DBP_LOG_WARNING, "process %d cannot be attached: bad request", pid);
+        refuse(channel, DBP_E_INVALID);
+        return;
+    }
+    if (connector && !broker->ops.connector_is(broker->ops.arg, pid)) {
+        say(broker, DBP_LOG_WARNING, "process %d asked to be the connector and is not", pid);
+        refuse(channel, DBP_E_INVALID);
+        return;
+    }
+    if (connector && broker->connector >= 0)
+        proc_gone(broker, (uint32_t)broker->connector); /* respawned before its end of file was read */
+    int slot = connector || msg->place > 0 ? own_slot(broker, connector ? 0 : msg->place, pid) : -1;
+    if (slot < 0 && (connector || broker->parking.n == 0)) /* nobody overtakes those who wait */
+        slot = any_slot(broker);
+    uint64_t patience_us = 1000ull * msg->patience_ms;
+    if (slot >= 0)
+        admit(broker, msg, channel, pid, slot);
+    else if (!dbp_parking_put(&broker->parking, msg, channel, pid,
+                              dbp_now_us() + (patience_us < PARKED_MOST_US ? patience_us : PARKED_MOST_US)))
+        refuse(channel, DBP_E_BUSY);
+}
+
+/* Those who wait for a slot. */
+static void serve_parked(struct dbp_broker *broker, uint64_t *nextp) {
+    struct dbp_parked parked;
+    int slot;
+
+    while (broker->parking.n > 0 && (slot = any_slot(broker)) >= 0 && dbp_parking_take(&broker->parking, &parked))
+        admit(broker, &parked.msg, parked.channel, parked.pid, slot);
+    while (dbp_parking_take_overdue(&broker->parking, dbp_now_us(), &parked))
+        refuse_for_want_of_a_slot(broker, parked.channel, parked.pid);
+    if (broker->parking.n > 0 && *nextp > dbp_now_us() + PARKED_LOOK_US)
+        *nextp = dbp_now_us() + PARKED_LOOK_US;
 }
 
 /* ---- what processes ask ---- */
@@ -379,6 +490,7 @@ static void read_channel(struct dbp_broker *broker, uint32_t slot) {
             proc_gone(broker, slot);
             break;
         }
+        dbp_keeper_saw(broker->keeper, slot);
         if (legal[msg.head.type].handle && legal[msg.head.type].from == proc->role) {
             legal[msg.head.type].handle(broker, slot, &msg, fd); /* OPENED consumes fd, the others have none */
         } else {
@@ -487,6 +599,7 @@ static bool turn(struct dbp_broker *broker, const struct epoll_event *events, in
     for (int i = 0; i < n; i++)
         dispatch(broker, &events[i]);
     *nextp = dbp_keeper_tick(broker->keeper);
+    serve_parked(broker, nextp);
     if (broker->stop_by_us) {
         go_on = !stop_is_over(broker, n <= 0);
         *nextp = dbp_now_us() + (broker->ended_all ? STOP_LOOK_US : 0);
@@ -545,6 +658,7 @@ static void after_fork_child(void) {
         if (broker->procs[slot].pidfd >= 0)
             close(broker->procs[slot].pidfd);
     }
+    dbp_parking_clear(&broker->parking);
     close(broker->epoll_fd);
     close(broker->stop_fd);
     close(broker->control_fd);
@@ -565,6 +679,7 @@ static struct dbp_broker *broker_free(struct dbp_broker *broker) {
     broker->registry = dbp_registry_free(broker->registry);
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
         set_proc_fds(&broker->procs[slot], -1, -1);
+    dbp_parking_clear(&broker->parking);
     if (broker->epoll_fd >= 0)
         close(broker->epoll_fd);
     if (broker->stop_fd >= 0)

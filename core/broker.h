@@ -22,6 +22,9 @@ struct dbp_broker_ops {
     void (*pool_current)(void *arg, uint32_t pool);
     void *arg;
     uint32_t max_sessions; /* of all pools together, at most DBP_SESSIONS_MAX; 0: as many */
+    /* The first n_own process slots are the host's own processes': slot 0 the connector's, the others those of
+     * dbp_client_attach_own. All further ones, at least one, are for whoever comes. 0: all are. */
+    uint32_t n_own;
 };
 
 /* Starts the thread (all signals blocked in it). share is borrowed until stop; control_fd (dbp_share_new) is consumed,

@@ -24,6 +24,8 @@
     1000000u /* longest futex sleep: then the broker's being alive and signals are looked at again \
               */
 
+#define ATTACHING_LOOK_US 5000u /* while another thread or greenlet attaches */
+
 /* Whoever closes fds that are not his (closefrom) may have taken the number from us, and somebody else may have it. */
 struct own_socket {
     int fd; /* -1: none */
@@ -33,6 +35,7 @@ struct own_socket {
 struct dbp_client {
     struct dbp_share share;
     char label[24];
+    uint32_t place;
     _Atomic uint32_t holder; /* dbp_holder(): the attach in force, as we know it; changes when it attaches anew */
     _Atomic bool foreign;    /* this process is a forked child of the one that attached: nothing here is ours */
     struct own_socket channel;
@@ -151,12 +154,14 @@ static uint32_t holder_of(const struct dbp_client *client) {
     return atomic_load_explicit(&client->holder, memory_order_relaxed);
 }
 
-/* The broker has not let go of us: whoever closes our channel is as good as dead to it. seq_cst: after something was
- * taken, it says whether the broker looked for what we have before that. */
-static bool attached(const struct dbp_client *client) {
-    uint32_t holder = holder_of(client);
-
+/* This attach is in force: the broker has not let go of us, as it does when somebody closes our channel, and for the
+ * sake of others. seq_cst: after something was taken it says whether the broker looked before that for what we have. */
+static bool attached_as(const struct dbp_client *client, uint32_t holder) {
     return atomic_load(&client->share.table->procs[dbp_holder_slot(holder)].attached) == dbp_holder_attach(holder);
+}
+
+static bool attached(const struct dbp_client *client) {
+    return attached_as(client, holder_of(client));
 }
 
 static int wait_unlocked(int fd, uint64_t deadline_us) {
@@ -166,12 +171,12 @@ static int wait_unlocked(int fd, uint64_t deadline_us) {
     return rc;
 }
 
-static int wait_a_little(uint64_t deadline_us) {
-    uint64_t now = dbp_now_us(), until = now + DBP_ATTACH_AGAIN_US;
+static int pause_unlocked(uint64_t us, uint64_t deadline_us) {
+    uint64_t until = dbp_now_us() + us;
 
-    if (now >= deadline_us)
+    if (until >= deadline_us)
         return DBP_E_TIMEOUT;
-    int rc = wait_unlocked(-1, until < deadline_us ? until : deadline_us);
+    int rc = wait_unlocked(-1, until);
     return rc == DBP_E_TIMEOUT ? 0 : rc;
 }
 
@@ -196,11 +201,8 @@ static int join(struct dbp_client *client) {
 }
 
 static int ask_to_join(struct dbp_client *client, uint64_t deadline_us) {
-    int rc;
-
-    while ((rc = dbp_attach_begin(&client->share, DBP_ROLE_CLIENT, client->label, &client->joining.fd)) == -EAGAIN)
-        if ((rc = wait_a_little(deadline_us)) != 0)
-            return rc;
+    int rc = dbp_attach_begin(&client->share, DBP_ROLE_CLIENT, client->label, client->place, deadline_us,
+                              &client->joining.fd);
     if (rc != 0)
         return rc;
     client->joining.inode = dbp_socket_inode(client->joining.fd);
@@ -215,10 +217,11 @@ static int ask_to_join(struct dbp_client *client, uint64_t deadline_us) {
 
 /* Nothing where the client is attached. With the lock held, which is let go while it waits. */
 static int attach(struct dbp_client *client, uint64_t deadline_us) {
+    uint64_t pause_us;
     int rc = 0;
 
     while (rc == 0 && attaching)
-        rc = wait_a_little(deadline_us);
+        rc = pause_unlocked(ATTACHING_LOOK_US, deadline_us);
     if (rc == 0 && atomic_load(&client->foreign))
         rc = DBP_E_CLOSED;
     if (rc != 0 || (is_ours(&client->channel) && attached(client)))
@@ -228,7 +231,14 @@ static int attach(struct dbp_client *client, uint64_t deadline_us) {
     drop(&client->channel);
     dbp_asking_over(&client->asking);
     attaching = client;
-    rc = ask_to_join(client, deadline_us);
+    while ((pause_us = dbp_attach_again_us(rc = ask_to_join(client, deadline_us))) > 0) {
+        int why = rc;
+        rc = pause_unlocked(pause_us, deadline_us);
+        if (rc != 0) {
+            rc = rc == DBP_E_TIMEOUT && why == DBP_E_BUSY ? DBP_E_FULL : rc;
+            break;
+        }
+    }
     if (attaching == client)
         attaching = NULL;
     return rc;
@@ -236,6 +246,11 @@ static int attach(struct dbp_client *client, uint64_t deadline_us) {
 
 int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
                       struct dbp_client **clientp) {
+    return dbp_client_attach_own(share, label, 0, deadline_us, clientp);
+}
+
+int dbp_client_attach_own(const struct dbp_share *share, const char *label, uint32_t place, uint64_t deadline_us,
+                          struct dbp_client **clientp) {
     if (!dbp_table_valid(share->table))
         return -EPROTO;
     pthread_once(&atfork_once, install_atfork);
@@ -247,6 +262,7 @@ int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t
     if (rc == 0) {
         client->share = *share;
         client->channel.fd = client->joining.fd = -1;
+        client->place = place;
         snprintf(client->label, sizeof client->label, "%s", label);
         rc = attach(client, deadline_us);
     }
@@ -271,18 +287,20 @@ static bool closed(const struct dbp_client *client) {
 int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
                         size_t errlen, uint32_t *poolp) {
     union dbp_wire_any msg;
-    int fd = -1;
+    int fd = -1, rc = DBP_E_CLOSED;
 
-    if (over(client))
-        return DBP_E_CLOSED;
-    pthread_mutex_lock(&lock);
-    int rc = attach(client, deadline_us);
-    memset(&msg.reg, 0, sizeof msg.reg); /* now: a greenlet's stack is copied while it waits, and here is a password */
-    dbp_wire_head_init(&msg.head, DBP_WIRE_REGISTER, 0);
-    msg.reg.spec = *spec;
-    if (rc == 0)
-        rc = dbp_asking(&client->asking, &lock, &client->channel.fd, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
-    pthread_mutex_unlock(&lock);
+    memset(&msg, 0, sizeof msg);
+    /* Twice: the broker may let go of us between our look and its answer. */
+    for (int tries = 0; tries < 2 && rc == DBP_E_CLOSED && !over(client); tries++) {
+        pthread_mutex_lock(&lock);
+        rc = attach(client, deadline_us);
+        memset(&msg.reg, 0, sizeof msg.reg); /* now: a greenlet's stack is copied while it waits, and here is a password */
+        dbp_wire_head_init(&msg.head, DBP_WIRE_REGISTER, 0);
+        msg.reg.spec = *spec;
+        if (rc == 0)
+            rc = dbp_asking(&client->asking, &lock, &client->channel.fd, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
+        pthread_mutex_unlock(&lock);
+    }
     if (fd >= 0)
         close(fd);
     if (rc == 0 && msg.registered.pool >= DBP_POOLS_MAX)
@@ -291,7 +309,9 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
         *poolp = msg.registered.pool;
     else if (errlen > 0)
         snprintf(errbuf, errlen, "%.*s", (int)sizeof msg.registered.text - 1,
-                 msg.head.type == DBP_WIRE_REGISTERED ? msg.registered.text : "the broker did not answer");
+                 msg.head.type == DBP_WIRE_REGISTERED ? msg.registered.text
+                 : rc == DBP_E_FULL                   ? "no process slot is free"
+                                                      : "the broker did not answer");
     explicit_bzero(&msg, sizeof msg); /* the password */
     return rc;
 }
@@ -387,7 +407,7 @@ int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *
            dbp_idle_take(table, pool, DBP_LEASED, holder, &session, &word)) {
         if (refused_as_unfit(client, pool, session, word))
             continue;
-        if (!attached(client))
+        if (!attached_as(client, holder))
             return hand_back(client, pool, session, word);
         fill_lease(client, pool, session, word, leasep);
         return 0;
@@ -421,7 +441,7 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
         atomic_load(&p->count.size) < atomic_load(&p->count.max))
         dbp_handoff_ring(&client->share, pool);
-    if (!attached(client)) {
+    if (!attached_as(client, holder)) {
         uint32_t session;
         dbp_word word;
         return dbp_handoff_cancel(&client->share, pool, ticket, holder, &session, &word) == 0
@@ -430,6 +450,7 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     }
     waitp->pool = pool;
     waitp->ticket = ticket;
+    waitp->holder = holder;
     return 0;
 }
 
@@ -439,10 +460,12 @@ int dbp_wait_poll(struct dbp_client *client, const struct dbp_wait *wait, struct
 
     if (atomic_load(&client->foreign))
         return DBP_E_CLOSED;
-    int rc = dbp_handoff_claim(&client->share, wait->pool, wait->ticket, holder_of(client), &session, &word);
+    if (!attached_as(client, wait->holder)) /* the broker has ended what this attach had */
+        return dbp_wait_cancel(client, wait, leasep) == 0 ? 0 : DBP_E_CLOSED;
+    int rc = dbp_handoff_claim(&client->share, wait->pool, wait->ticket, wait->holder, &session, &word);
     if (rc == 0)
         fill_lease(client, wait->pool, session, word, leasep);
-    else if (rc == DBP_E_BUSY && closed(client))
+    else if (rc == DBP_E_BUSY && over(client))
         return dbp_wait_cancel(client, wait, leasep) == 0 ? 0 : DBP_E_CLOSED;
     return rc;
 }
@@ -453,7 +476,11 @@ int dbp_wait_cancel(struct dbp_client *client, const struct dbp_wait *wait, stru
 
     if (atomic_load(&client->foreign))
         return DBP_E_TIMEOUT;
-    int rc = dbp_handoff_cancel(&client->share, wait->pool, wait->ticket, holder_of(client), &session, &word);
+    int rc = dbp_handoff_cancel(&client->share, wait->pool, wait->ticket, wait->holder, &session, &word);
+    if (rc == 0 && !attached_as(client, wait->holder)) {
+        (void)hand_back(client, wait->pool, session, word);
+        return DBP_E_TIMEOUT;
+    }
     if (rc == 0)
         fill_lease(client, wait->pool, session, word, leasep);
     else

@@ -129,6 +129,7 @@ struct dbp_lease {
 struct dbp_wait {
     uint32_t pool;
     uint32_t ticket;
+    uint32_t holder; /* the attach that it was begun in */
 };
 
 enum dbp_wait_kind {
@@ -200,12 +201,19 @@ int dbp_wait_as_told(int fd, uint64_t deadline_us) DBP_MUST_USE; /* by it */
 
 /* Attaches this process: sends one end of a private channel to the broker and waits for its slot.
  * label names the process in errors and logs ("worker 3"). Any thread, once per process and again in a forked child.
- * The broker may not run yet (workers are forked before it): waits until deadline_us.
+ * The broker may not run yet (workers are forked before it): waits until deadline_us, also for a slot, which a process
+ * gives up that holds nothing and waits for nothing. That one attaches anew at its next dbp_client_register.
  * 0, DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_FULL (no slot), -EBADF (this process has closed the pool's fds), -errno.
  * The client lives as long as the process; a forked child of this process finds it marked foreign: every call answers
  * DBP_E_CLOSED, its inherited session fds are closed. */
 int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
                       struct dbp_client **clientp) DBP_MUST_USE;
+
+/* The same for the host's own processes (workers and their kin), each of which has a slot that is kept for it. place:
+ * 1 to dbp_broker_ops.n_own - 1, another one for each of them that runs; its next process has the same, and takes over
+ * from one that is dead. 0, and where the process of that place is alive still: any slot, as above. */
+int dbp_client_attach_own(const struct dbp_share *share, const char *label, uint32_t place, uint64_t deadline_us,
+                          struct dbp_client **clientp) DBP_MUST_USE;
 
 /* Registers (or finds) the pool of spec's alias and identity and gives it spec's policy and password. With another
  * identity than the alias had, it is another pool, and the one before goes when no process that registered it is left.
@@ -255,8 +263,9 @@ bool dbp_lease_valid(const struct dbp_client *client, const struct dbp_lease *le
 /* A new fd (CLOEXEC, non-blocking, owned by the caller) of the leased session, and its facts: asked of the broker, one
  * round trip, bounded by deadline_us. The fd is guarded already: dbp_unguard_fd before it is closed. The open file
  * description is shared with other processes: never change its flags or options. Any thread. 0, DBP_E_STALE,
- * DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_CLOSED, -EMFILE (this process has as many files open as it may; the lease and
- * the session are as they were), -errno. */
+ * DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_CLOSED, DBP_E_INVALID (the pool was not registered in this attach of the
+ * process), -EMFILE (this process has as many files open as it may; the lease and the session are as they were),
+ * -errno. */
 int dbp_session_fetch(struct dbp_client *client, const struct dbp_lease *lease, uint64_t deadline_us, int *fdp,
                       struct dbp_session_facts *factsp) DBP_MUST_USE;
 

@@ -15,12 +15,12 @@ void dbp_handoff_match(const struct dbp_share *share, uint32_t pool);
 
 /* The waiter's side: takes the session that was granted to its place and frees the place.
  * 0 with session and word, DBP_E_BUSY (still waiting), DBP_E_FAILED (ended). */
-int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder, uint32_t *sessionp,
-                      dbp_word *wordp) DBP_MUST_USE;
+int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder,
+                      uint32_t *sessionp, dbp_word *wordp) DBP_MUST_USE;
 
 /* Gives the place up. 0: a session was granted meanwhile, as claim; DBP_E_TIMEOUT: without. */
-int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder, uint32_t *sessionp,
-                       dbp_word *wordp) DBP_MUST_USE;
+int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder,
+                       uint32_t *sessionp, dbp_word *wordp) DBP_MUST_USE;
 
 /* Ends every waiter older than ticket `before` with DBP_E_FAILED. Broker only. */
 void dbp_handoff_fail(const struct dbp_share *share, uint32_t pool, uint32_t before);

@@ -124,6 +124,11 @@ static bool is_attached(const struct dbp_keeper *keeper, uint32_t holder) {
     return slot < DBP_PROCS_MAX && keeper->attached[slot] != 0 && keeper->attached[slot] == dbp_holder_attach(holder);
 }
 
+static void saw_holder(struct dbp_keeper *keeper, uint32_t holder, uint64_t now) {
+    if (is_attached(keeper, holder))
+        keeper->seen_us[dbp_holder_slot(holder)] = now;
+}
+
 /* What the broker itself has begun or not begun with a session leaves few states for its word. */
 static bool possible(const struct dbp_keeper *keeper, uint32_t session, dbp_word word) {
     const struct kept *kept = &keeper->sessions[session];
@@ -189,6 +194,8 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         enum dbp_state state = dbp_word_state(word_of(keeper, i));
         if (state == DBP_EMPTY)
             continue;
+        if (sweep && state == DBP_LEASED)
+            saw_holder(keeper, dbp_word_owner(word_of(keeper, i)), now);
         const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, i));
         if (keeper->sessions[i].ending || keeper->sessions[i].resetting || keeper->sessions[i].opening_sent)
             check_deadline(keeper, i, now, &next);
@@ -312,6 +319,41 @@ void dbp_keeper_attached(struct dbp_keeper *keeper, uint32_t slot, uint32_t atta
     atomic_store(&keeper->table->procs[slot].attached, attach); /* pairs with the client's look after its acquire */
 }
 
+void dbp_keeper_saw(struct dbp_keeper *keeper, uint32_t slot) {
+    keeper->seen_us[slot] = dbp_now_us();
+}
+
+uint64_t dbp_keeper_seen_us(const struct dbp_keeper *keeper, uint32_t slot) {
+    return keeper->seen_us[slot];
+}
+
+static void mark_slot(uint64_t *slots, uint32_t slot) {
+    if (slot < DBP_PROCS_MAX)
+        slots[slot / 64u] |= (uint64_t)1 << slot % 64u;
+}
+
+void dbp_keeper_busy(struct dbp_keeper *keeper, uint64_t slots[DBP_PROCS_MAX / 64u]) {
+    memset(slots, 0, DBP_PROCS_MAX / 64u * sizeof *slots);
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        dbp_word word = word_of(keeper, i);
+        if (!keeper->home[i])
+            continue;
+        if (dbp_word_state(word) == DBP_LEASED)
+            mark_slot(slots, dbp_holder_slot(dbp_word_owner(word)));
+        else if (dbp_word_state(word) == DBP_GRANTED) /* its place may lie before the queue's head */
+            mark_slot(slots, dbp_place_proc(dbp_queue_look(&keeper->table->pools[pool_of(keeper, i)].queue,
+                                                           dbp_word_owner(word))));
+    }
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
+        struct dbp_queue *queue = &keeper->table->pools[pool].queue;
+        dbp_place place;
+        if (!dbp_registry_spec(keeper->registry, pool))
+            continue;
+        for (uint32_t ticket = atomic_load(&queue->head); dbp_queue_next(queue, &ticket, &place);)
+            mark_slot(slots, dbp_place_proc(place));
+    }
+}
+
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
     /* Places first: a session granted to one of them then goes back by the sweep instead of being lost. */
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
@@ -350,8 +392,10 @@ int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t p
     dbp_word word = word_of(keeper, session);
     if (dbp_word_state(word) != DBP_LEASED || dbp_holder_slot(dbp_word_owner(word)) != slot ||
         !is_attached(keeper, dbp_word_owner(word)) || dbp_word_generation(word) != generation ||
-        keeper->fds[session] < 0 || !(pools & 1u << pool_of(keeper, session)))
+        keeper->fds[session] < 0)
         return DBP_E_STALE;
+    if (!(pools & 1u << pool_of(keeper, session)))
+        return DBP_E_INVALID;
     *fdp = keeper->fds[session];
     *factsp = &keeper->sessions[session].facts;
     return 0;

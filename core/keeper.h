@@ -34,6 +34,12 @@ bool dbp_keeper_kills_pending(const struct dbp_keeper *keeper);
 /* This attach of the slot is in force, 0: none. (A pid says nothing: in another pid namespace it is 0 here.) */
 void dbp_keeper_attached(struct dbp_keeper *keeper, uint32_t slot, uint32_t attach);
 
+/* The process of the slot has done something. / When that was, as far as the broker has noticed. */
+void dbp_keeper_saw(struct dbp_keeper *keeper, uint32_t slot);
+uint64_t dbp_keeper_seen_us(const struct dbp_keeper *keeper, uint32_t slot);
+/* The slots (a bit each) whose processes have a lease, or wait for one. */
+void dbp_keeper_busy(struct dbp_keeper *keeper, uint64_t slots[DBP_PROCS_MAX / 64u]);
+
 /* The process in slot died: ends what it held, frees what it waited for. */
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);
 
@@ -42,7 +48,7 @@ void dbp_keeper_joined(struct dbp_keeper *keeper, uint32_t pool);
 void dbp_keeper_left(struct dbp_keeper *keeper, uint32_t pool);
 
 /* The fd (borrowed) and facts of a session that slot holds in this generation, of one of pools (bits): those that its
- * process has registered itself, by settings that it knows. 0 or DBP_E_STALE. */
+ * process has registered itself, by settings that it knows. 0, DBP_E_STALE, DBP_E_INVALID (another pool's). */
 int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t pools, uint32_t session,
                       uint32_t generation, int *fdp, const struct dbp_session_facts **factsp) DBP_MUST_USE;
 

@@ -88,6 +88,7 @@ struct dbp_keeper {
      * any process: what is an index or is counted by the cap is taken from here. */
     uint8_t home[DBP_SESSIONS_MAX];
     uint32_t attached[DBP_PROCS_MAX]; /* which attach of each slot is in force; 0: none */
+    uint64_t seen_us[DBP_PROCS_MAX];  /* when its process last did something that the broker noticed */
     uint32_t mended;                  /* words put right, logged at powers of two */
     struct kept *sessions;            /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
     int fds[DBP_SESSIONS_MAX];        /* the broker's copy of each session's fd; -1: none */

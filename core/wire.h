@@ -45,6 +45,8 @@ struct dbp_wire_head {
 struct dbp_wire_attach {
     struct dbp_wire_head head;
     uint32_t role;
+    uint32_t place;       /* 0, or which of the host's own processes it is: dbp_client_attach_own */
+    uint32_t patience_ms; /* how long it waits for a slot, should none be free */
     char label[24];
 };
 

@@ -27,11 +27,14 @@
 extern struct uwsgi_server uwsgi;
 extern pid_t masterpid;
 
-#define SPARE_PROCS                                                                                 \
-    32u /* slots beyond workers, mules and spoolers: the connector, forked children of workers, and \
-           dead processes whose end has not been seen yet */
+/* Slots beside those of uWSGI's own processes: for children that they fork. Each is an fd in every process. */
+#define SPARE_PROCS 32
 #define ATTACH_MOST_US 10000000u /* the broker starts milliseconds after the workers; longer means it does not run */
+#define SLOT_MOST_US 30000000u   /* where it runs, a process waits for so long that another one gives up its slot */
 #define ATTACH_LOOK_US 10000u    /* while another thread or greenlet of the process attaches it */
+
+#define TEXT_OF(number) #number
+#define TEXT(number) TEXT_OF(number)
 
 static struct {
     bool made; /* share is there: a master runs, or will */
@@ -41,6 +44,7 @@ static struct {
     pid_t master;
     char *max_sessions_option;
     uint32_t max_sessions;           /* 0: as many as the table has */
+    uint32_t n_own;                  /* slots that are kept for uWSGI's own processes */
     struct dbp_pool_spec *announced; /* until the broker starts */
     uint32_t n_announced;
 } host = {.broker_control = -1};
@@ -101,8 +105,17 @@ static void read_options(void) {
     host.max_sessions = (uint32_t)n;
 }
 
+/* The slots of uWSGI's own processes: the connector's, the workers', the mules', the spoolers'. NULL: their number. */
+static uint32_t place_of_spooler(const struct uwsgi_spooler *wanted) {
+    uint32_t place = 1u + (uint32_t)uwsgi.numproc + (uint32_t)uwsgi.mules_cnt;
+
+    for (const struct uwsgi_spooler *spooler = uwsgi.spoolers; spooler && spooler != wanted; spooler = spooler->next)
+        place++;
+    return place;
+}
+
 static void dbpool_post_init(void) {
-    uint32_t n_procs = SPARE_PROCS + (uint32_t)uwsgi.numproc + (uint32_t)uwsgi.mules_cnt;
+    uint32_t n_procs;
 
     read_options();
     if (!uwsgi.master_process) {
@@ -110,11 +123,11 @@ static void dbpool_post_init(void) {
                   "configuration\n");
         return;
     }
-    for (struct uwsgi_spooler *spooler = uwsgi.spoolers; spooler; spooler = spooler->next)
-        n_procs++;
+    host.n_own = place_of_spooler(NULL);
+    n_procs = host.n_own + SPARE_PROCS;
     if (n_procs > DBP_PROCS_MAX) {
-        uwsgi_log("[dbpool] error: %u processes are configured, at most %u can share a pool\n", n_procs - SPARE_PROCS,
-                  DBP_PROCS_MAX - SPARE_PROCS);
+        uwsgi_log("[dbpool] error: %u workers, mules and spoolers are configured, at most %u can share a pool\n",
+                  host.n_own - 1, DBP_PROCS_MAX - SPARE_PROCS - 1);
         exit(1);
     }
     int rc = dbp_share_new(n_procs, &host.share, &host.broker_control);
@@ -169,7 +182,8 @@ static int start_broker(void) {
     const struct dbp_broker_ops ops = {.log = plugin_log,
                                        .connector_is = connector_is,
                                        .pool_current = metrics_pool_current,
-                                       .max_sessions = host.max_sessions};
+                                       .max_sessions = host.max_sessions,
+                                       .n_own = host.n_own};
 
     if (!host.made || host.broker)
         return 0;
@@ -239,13 +253,27 @@ static void watch_forks(void) {
         uwsgi_log("[dbpool] error: no memory for a fork handler\n");
 }
 
-static void label_process(char *label, size_t n) {
+/* Which slot is this process's own; 0: none. What uWSGI knows of a worker, the children that it forks know as well,
+ * but for the pid. */
+static uint32_t place_of_this_process(void) {
+    if (uwsgi.mypid != getpid())
+        return 0;
     if (uwsgi.mywid > 0)
-        snprintf(label, n, "worker %d", uwsgi.mywid);
+        return (uint32_t)uwsgi.mywid;
+    if (uwsgi.muleid > 0)
+        return (uint32_t)(uwsgi.numproc + uwsgi.muleid);
+    return uwsgi.i_am_a_spooler ? place_of_spooler(uwsgi.i_am_a_spooler) : 0;
+}
+
+static void label_process(char *label, size_t n) {
+    const char *of = uwsgi.mypid == getpid() ? "" : "child of ";
+
+    if (uwsgi.mywid > 0)
+        snprintf(label, n, "%sworker %d", of, uwsgi.mywid);
     else if (uwsgi.muleid > 0)
-        snprintf(label, n, "mule %d", uwsgi.muleid);
+        snprintf(label, n, "%smule %d", of, uwsgi.muleid);
     else if (uwsgi.i_am_a_spooler)
-        snprintf(label, n, "spooler");
+        snprintf(label, n, "%sspooler", of);
     else
         snprintf(label, n, "process");
 }
@@ -262,7 +290,7 @@ static int look_again(uint64_t deadline_us) {
 
 static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    char label[24];
+    char label[40];
 
     *before_forkp = false;
     if (!host.made) {
@@ -278,7 +306,7 @@ static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
         return NULL;
     }
     pthread_once(&once, watch_forks);
-    uint64_t deadline_us = dbp_now_us() + ATTACH_MOST_US;
+    uint64_t deadline_us = dbp_now_us() + (atomic_load(&host.share.table->broker_up) ? SLOT_MOST_US : ATTACH_MOST_US);
     pthread_mutex_lock(&own.lock);
     int rc = 0;
     while (rc == 0 && own.attaching == getpid())
@@ -288,7 +316,7 @@ static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
         own.attaching = getpid();
         pthread_mutex_unlock(&own.lock); /* other greenlets of this thread run while it waits */
         label_process(label, sizeof label);
-        rc = dbp_client_attach(&host.share, label, deadline_us, &client);
+        rc = dbp_client_attach_own(&host.share, label, place_of_this_process(), deadline_us, &client);
         pthread_mutex_lock(&own.lock);
         own.attaching = 0;
         own.client = client;
@@ -297,7 +325,8 @@ static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
     struct dbp_client *client = rc == 0 ? own.client : NULL;
     pthread_mutex_unlock(&own.lock);
     *whyp = rc == DBP_E_INTERRUPTED ? NULL
-            : rc == DBP_E_FULL      ? "no process slot is free in the pool's table"
+            : rc == DBP_E_FULL      ? TEXT(SPARE_PROCS) " processes beside uWSGI's workers, mules and spoolers can have or await "
+                                 "a session at a time, and so many do"
             : rc == -EBADF          ? "this process has closed the pool's file descriptors"
             : rc == DBP_E_TIMEOUT   ? "the pool's broker in the uWSGI master does not answer"
                                     : "attaching to the pool's broker failed";

@@ -2,6 +2,7 @@
 """fork and exec inside a worker that holds a lease (I11): the child never uses or ends the parent's session, gets one of
 its own when it asks, and no session's fd is in a child that executes something else, nor in what the master forks."""
 
+import collections
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import unittest
 import uuid
 
 from tests.e2e.base import DATABASE, DRIVERS, MODES, WithServer
-from tests.support import in_background, is_alive, session_sockets, wait_until
+from tests.support import concurrently, in_background, is_alive, session_sockets, wait_until
 from tests.support.procs import children
 
 POOL = {'pool_size': 3, 'max_overflow': 0, 'timeout': 30}
@@ -213,3 +214,44 @@ class Forks(WithForks, unittest.TestCase):
         report, = wait_until(lambda: self.reports('cron'), 120, 'the cron job').values()
         self.assertEqual(sessions & set(report), set())
         self.release_all()
+
+
+class LostChannel(WithForks, unittest.TestCase):
+    """A worker whose channel to the broker was closed by its own application goes on, as another process to the broker."""
+
+    def test_it_attaches_anew(self):
+        for driver in DRIVERS:
+            for mode in MODES:
+                with self.subTest(driver=driver, mode=mode), \
+                        self.make_uwsgi(driver, mode, {'default': self.database(POOL)}, 1,
+                                        {'module': 'forks:application'}) as uwsgi:
+                    for _ in range(3):
+                        answers = concurrently(lambda n: uwsgi.get('/rows', ids='1,2', token='t'), range(12), 6)
+                        self.assertEqual([answer.status for answer in answers], [200] * 12)
+                        self.assertEqual(uwsgi.get('/lose').json()['lost'], 1)
+                    self.assertEqual(uwsgi.get('/rows', ids='1,2', token='t').status, 200)
+                    self.whole(uwsgi)
+                    self.assertEqual(uwsgi.pool()['kills'], 0)
+
+
+class Crowd(WithForks, unittest.TestCase):
+    """More children than there are slots for them: who holds nothing makes room, and comes back by itself."""
+
+    def crowd(self, driver, mode, n):
+        with self.serve(driver, mode) as uwsgi:
+            answer = uwsgi.get('/crowd', n=n, timeout=300)
+            self.assertEqual(answer.status, 200, answer)
+            answer = answer.json()
+            self.assertEqual(collections.Counter(answer['answers']), {'answered': 2 * n})
+            self.assertEqual(answer['parent'], 'answered')
+            self.whole(uwsgi)
+            self.assertNotIn('damaged', uwsgi.log())
+
+    def test_forty(self):
+        for driver in DRIVERS:
+            for mode in MODES:
+                with self.subTest(driver=driver, mode=mode):
+                    self.crowd(driver, mode, 40)
+
+    def test_four_hundred(self):
+        self.crowd('mysqlclient', 'prefork', 400)

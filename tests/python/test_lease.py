@@ -5,12 +5,13 @@ import errno
 import gc
 import threading
 import unittest
+from unittest import mock
 
 import pymysql
 
 from tests.python import fakes
 
-from dbpool import _dbpool
+from dbpool import _dbpool, waiting
 from dbpool.pool import Pool, Profile
 from dbpool.settings import Policy
 
@@ -322,6 +323,64 @@ def wait_for(condition):
         thread.start()
         thread.join()
     return False
+
+
+class LetGo(Case):
+    """Acquires of a process that the broker has let go of, or whose pool it has."""
+
+    def setUp(self):
+        super().setUp()
+        self.said = []  # what acquire_now says, in turn
+        self.registered = []
+        self.answer = 0, 9, ''
+        for name, value in [('acquire_now', self.acquire_now), ('Lease', fakes.Lease)]:
+            patch = mock.patch.object(_dbpool, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+        self.pool = Pool('default', 0, Policy(5, 10, 30, 0), True, pymysql.err.OperationalError, self.register)
+
+    def acquire_now(self, pool):
+        return self.said.pop(0)(pool)
+
+    def register(self, timeout):
+        self.registered.append(timeout)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def test_it_registers_again(self):
+        for code in (_dbpool.E_CLOSED, _dbpool.E_INVALID):
+            with self.subTest(code=code):
+                lease = fakes.Lease()
+                self.pool.id = 0
+                self.said = [lambda pool: code, lambda pool: lease if pool == 9 else None]
+                self.assertIs(self.pool.acquire(), lease)
+                self.assertEqual(len(self.registered), 1)
+                self.registered.clear()
+
+    def test_let_go_of_while_it_waits(self):
+        lease = fakes.Lease()
+        waits = [_dbpool.E_CLOSED, lease]
+        with mock.patch.object(waiting, 'acquire', lambda pool, seconds: waits.pop(0)):
+            self.said = [lambda pool: _dbpool.E_BUSY] * 2
+            self.assertIs(self.pool.acquire(), lease)
+
+    def test_not_for_ever(self):
+        self.said = [lambda pool: _dbpool.E_CLOSED] * 100
+        with self.assertRaises(pymysql.err.OperationalError):
+            self.pool.acquire()
+        self.assertLess(len(self.registered), 10)
+
+    def test_what_is_wrong_is_said(self):
+        for answer, text in (((_dbpool.E_FULL, 0, 'no process slot is free'), 'no process slot is free'),
+                             ((_dbpool.E_CLOSED, 0, ''), 'does not answer'),
+                             (OSError(errno.EBADF, 'Bad file descriptor'), "closed the pool's file descriptors")):
+            with self.subTest(text=text):
+                self.answer = answer
+                self.said = [lambda pool: _dbpool.E_CLOSED]
+                with self.assertRaises(pymysql.err.OperationalError) as raised:
+                    self.pool.acquire()
+                self.assertIn(text, str(raised.exception))
 
 
 class GivenPool(Pool):

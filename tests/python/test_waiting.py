@@ -443,6 +443,20 @@ class Grant(unittest.TestCase):
         greenlet.kill()
         self.assertEqual(place.granted.released, [(2, _dbpool.CLEAN)])
 
+    def test_the_process_was_attached_anew(self):
+        """It has another eventfd then, and the places that it had are gone."""
+        before, = self.start(1)
+        place, = self.queue
+        place.granted = _dbpool.E_CLOSED  # nobody says so
+        self.queue.clear()
+        self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.addCleanup(os.close, self.reader)
+        self.addCleanup(os.close, self.writer)
+        after, = self.start(1)
+        self.assertEqual(before.get(timeout=30), _dbpool.E_CLOSED)
+        self.grant()
+        self.assertIsInstance(after.get(timeout=30), self.FakeLease)
+
     def test_signals_in_the_hub(self):
         """A handler's exception there costs nobody his wake-up."""
         outcomes = set()

@@ -3,6 +3,8 @@
  */
 #include "puppet.h"
 
+#include "attach.h"
+
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
@@ -54,7 +56,14 @@ static int obey(struct puppet *p, const struct dbp_share *share, struct dbp_clie
 
     switch (p->verb) {
     case PUPPET_ATTACH:
-        return dbp_client_attach(share, "puppet", p->deadline_us, client);
+        return dbp_client_attach_own(share, "puppet", p->place, p->deadline_us, client);
+    case PUPPET_ATTACH_SOON:
+        return dbp_client_attach_own(share, "puppet", p->place, dbp_now_us() + 400000u, client);
+    case PUPPET_CLAIM: {
+        uint32_t holder;
+        int channel;
+        return dbp_attach(share, DBP_ROLE_CONNECTOR, "liar", p->deadline_us, &channel, &holder);
+    }
     case PUPPET_REGISTER:
         return dbp_client_register(*client, &p->spec, p->deadline_us, p->text, sizeof p->text, &p->pool);
     case PUPPET_ACQUIRE:

@@ -8,9 +8,11 @@
 #include "helpers.h"
 
 enum puppet_verb {
-    PUPPET_ATTACH = 1,
-    PUPPET_REGISTER, /* spec */
-    PUPPET_ACQUIRE,  /* deadline_us -> leases[which] */
+    PUPPET_ATTACH = 1,  /* at place */
+    PUPPET_ATTACH_SOON, /* the same, with little patience */
+    PUPPET_CLAIM,       /* asks to be the connector */
+    PUPPET_REGISTER,    /* spec */
+    PUPPET_ACQUIRE,     /* deadline_us -> leases[which] */
     PUPPET_ACQUIRE_NOW,
     PUPPET_BEGIN, /* -> waits[which] */
     PUPPET_POLL,  /* waits[which] -> leases[which] */
@@ -35,7 +37,7 @@ struct puppet {
     pid_t pid;
     _Atomic uint32_t asked, done; /* numbers of commands */
     enum puppet_verb verb;
-    uint32_t which, pool;
+    uint32_t which, pool, place;
     uint64_t deadline_us;
     enum dbp_return how;
     uint16_t status;

@@ -3,6 +3,7 @@
  */
 #include "stage.h"
 
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -31,6 +32,12 @@ int stage_open(uint32_t n_procs, struct dbp_broker_ops ops) {
         return -1;
     atomic_store(&connector_pid, fake_start(&share, &fake));
     return dbp_broker_start(&share, control, &ops, &broker);
+}
+
+int stage_queued(void) {
+    int n = 0;
+
+    return ioctl(control, FIONREAD, &n) == 0 ? n : -1;
 }
 
 int stage_close(void) {

@@ -20,4 +20,7 @@ int stage_open(uint32_t n_procs, struct dbp_broker_ops ops);
 /* For cmocka's teardown: -1 when an fd of this process is left. */
 int stage_close(void);
 
+/* Bytes of attach requests that the broker has not read yet. */
+int stage_queued(void);
+
 #endif

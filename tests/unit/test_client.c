@@ -785,7 +785,7 @@ static void test_I2_a_session_that_came_just_before_the_wait_is_granted(void **s
 
 static void test_a_full_queue_says_so(void **state) {
     static struct dbp_wait waits[DBP_WAITERS_MAX];
-    struct dbp_wait wait = {77, 77};
+    struct dbp_wait wait = {.pool = 77, .ticket = 77};
     struct dbp_lease lease;
 
     (void)state;

@@ -230,7 +230,7 @@ static void test_I3_a_thousand_sessions_and_then_a_full_table(void **state) {
 
 static void test_as_many_processes_as_there_are_slots(void **state) {
     static pid_t pids[DBP_PROCS_MAX];
-    _Atomic uint32_t *done = shared_memory(sizeof *done);
+    _Atomic uint32_t *done = shared_memory(sizeof *done), *waiting = shared_memory(sizeof *waiting);
     uint32_t n = DBP_PROCS_MAX - 2; /* the connector and this one */
 
     (void)state;
@@ -244,6 +244,12 @@ static void test_as_many_processes_as_there_are_slots(void **state) {
                 dbp_release(me, &lease, 2, DBP_RETURN_CLEAN) != 0)
                 _exit(1);
             atomic_fetch_add(done, 1);
+            while (atomic_load(done) < n)
+                usleep(50000);
+            struct dbp_wait wait; /* nobody who waits gives his slot up */
+            if (dbp_wait_begin(me, arena.pool, DBP_WAIT_EVENT, &wait) != 0)
+                _exit(2);
+            atomic_fetch_add(waiting, 1);
             for (;;)
                 pause();
         }
@@ -254,17 +260,21 @@ static void test_as_many_processes_as_there_are_slots(void **state) {
     assert_true(atomic_load(&arena.fake->most) <= 2);
 
     struct puppet *late = puppet_new(&arena.share);
-    assert_int_equal(puppet_do(late, PUPPET_ATTACH), DBP_E_FULL);
+    assert_true(eventually_at_least(waiting, n));
+    struct dbp_wait ours; /* and this one neither */
+    struct dbp_lease lease;
+    assert_int_equal(dbp_wait_begin(arena.client, arena.pool, DBP_WAIT_EVENT, &ours), 0);
+    assert_int_equal(puppet_do(late, PUPPET_ATTACH_SOON), DBP_E_FULL);
+    puppet_start(late, PUPPET_ATTACH);
     kill_child(pids[0]);
-    int rc;
-    for (int tries = 0; (rc = puppet_do(late, PUPPET_ATTACH)) == DBP_E_FULL && tries < 1000; tries++)
-        continue; /* until the broker has seen the death */
-    assert_int_equal(rc, 0);
+    assert_int_equal(puppet_result(late), 0);
+    if (dbp_wait_cancel(arena.client, &ours, &lease) == 0)
+        give_back(&lease);
     for (uint32_t i = 1; i < n; i++)
         kill_child(pids[i]);
     kill_child(late->pid);
     assert_true(eventually(arena_only_ours_are_attached, &arena));
-    struct dbp_lease lease = acquire();
+    lease = acquire();
     give_back(&lease);
 }
 

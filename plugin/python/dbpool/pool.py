@@ -31,6 +31,10 @@ FETCH_LEAST = 5.0  # where the pool's timeout is longer, as long as that
 _OF_THE_PASSWORD = (1045, 1698)
 SAY_AGAIN_PAUSE = 5.0  # seconds; the broker counts what is refused, and lets one and the same wait longer
 
+# The broker has let go of this process, which held nothing, or of the pool: renew() makes both anew.
+_LET_GO = (_dbpool.E_CLOSED, _dbpool.E_INVALID)
+RENEWALS_MOST = 5  # of one acquire: whoever is let go of again and again is told so
+
 
 def objects_most():
     """OBJECTS_MOST, but no more than a share of the fds that this process may have."""
@@ -49,11 +53,11 @@ class Pool:
         "facts",
         "server_data",
         "operational_error",
-        "register",
+        "_tell",
         "_again_at",
     )
 
-    def __init__(self, alias, pool_id, policy, autocommit, operational_error, register=None):
+    def __init__(self, alias, pool_id, policy, autocommit, operational_error, tell=None):
         self.alias = alias
         self.id = pool_id
         self.policy = policy
@@ -61,7 +65,7 @@ class Pool:
         self.facts = None  # row of facts_sql of the session that was met last
         self.server_data = None, None  # (facts, what Django makes of them): the backend's
         self.operational_error = operational_error
-        self.register = register  # tells the broker of the pool, as this process knows it, with its password
+        self._tell = tell  # (timeout): says to the broker what this process knows of the pool, with its password
         self._again_at = 0.0  # not before then once more
 
     @property
@@ -74,27 +78,46 @@ class Pool:
         lease = _dbpool.acquire_now(self.id)
         if type(lease) is _dbpool.Lease:
             return lease
-        code = lease
         started = time.monotonic()
-        if code == _dbpool.E_BUSY:
-            seconds = self.policy.timeout if deadline is None else max(0.0, deadline - started)
-            lease = waiting.acquire(self.id, seconds)
-            if lease == _dbpool.E_FAILED and self._said_again():
-                lease = waiting.acquire(self.id, max(0.0, seconds - (time.monotonic() - started)))
-            if type(lease) is _dbpool.Lease:
-                return lease
-            code = lease
-        raise self.error(code, time.monotonic() - started)
+        if deadline is None:
+            deadline = started + self.policy.timeout
+        for _ in range(RENEWALS_MOST):
+            if lease == _dbpool.E_BUSY:
+                lease = waiting.acquire(self.id, max(0.0, deadline - time.monotonic()))
+                if lease == _dbpool.E_FAILED and self._said_again():
+                    lease = waiting.acquire(self.id, max(0.0, deadline - time.monotonic()))
+            if lease not in _LET_GO:
+                break
+            self.renew(max(REGISTER_TIMEOUT, deadline - time.monotonic()))
+            lease = _dbpool.acquire_now(self.id)
+        if type(lease) is _dbpool.Lease:
+            return lease
+        raise self.error(lease, time.monotonic() - started)
+
+    def renew(self, timeout=REGISTER_TIMEOUT):
+        """Registers again, and attaches this process again, should the broker have let go of either."""
+        try:
+            code, pool_id, text = self._tell(timeout)
+        except OSError as wrong:
+            what = wrong.strerror if wrong.errno != errno.EBADF else "this process has closed the pool's file descriptors"
+            raise self.operational_error(0, "dbpool: pool '%s': %s" % (self.alias, what)) from wrong
+        if code == _dbpool.E_FULL:
+            raise self.operational_error(0, "dbpool: pool '%s': %s" % (self.alias, text))
+        if code:
+            raise self.error(_dbpool.E_CLOSED, REGISTER_TIMEOUT)
+        self.id = pool_id
 
     def _said_again(self):
         """The server refuses the password that the pool has. What this process has may be another one, which was wrong
         when the broker heard it, or which another process has replaced: it is said again, now and then."""
         now = time.monotonic()
-        if self.register is None or now < self._again_at or _dbpool.error(self.id)[0] not in _OF_THE_PASSWORD:
+        if self._tell is None or now < self._again_at or _dbpool.error(self.id)[0] not in _OF_THE_PASSWORD:
             return False
         self._again_at = now + SAY_AGAIN_PAUSE
-        code, pool_id, _ = self.register()
-        return code == 0 and pool_id == self.id
+        code, pool_id, _ = self._tell(REGISTER_TIMEOUT)
+        if code == 0:
+            self.id = pool_id
+        return code == 0
 
     def error(self, code, waited):
         if code == _dbpool.E_FAILED:
@@ -172,12 +195,17 @@ class Profile(_dbpool.Checkout):
         if self.trash:
             self._empty_trash()
         if self.shared is None:
-            return self._pinged() if self.pool.policy.pre_ping else self._checkout(self.pool.acquire())
+            return self._pinged() if self.pool.policy.pre_ping else self._checkout(self._lease())
         connection = self.shared.get()
         if connection is None:
-            connection = self._pinged() if self.pool.policy.pre_ping else self._checkout(self.pool.acquire())
+            connection = self._pinged() if self.pool.policy.pre_ping else self._checkout(self._lease())
             self.shared.put(connection)
         return connection
+
+    def _lease(self, deadline=None):
+        lease = self.pool.acquire(deadline)
+        self.pool_id = self.pool.id  # for the quick way
+        return lease
 
     def _pinged(self):
         """A connection whose session answered just now. One that does not is ended and another taken, all within the
@@ -185,7 +213,7 @@ class Profile(_dbpool.Checkout):
         started = time.monotonic()
         deadline = started + self.pool.policy.timeout
         while True:
-            connection = self._checkout(self.pool.acquire(deadline), deadline + PING_LEAST)
+            connection = self._checkout(self._lease(deadline), deadline + PING_LEAST)
             if connection is not None:
                 return connection
             if time.monotonic() >= deadline + PING_LEAST:
@@ -232,7 +260,7 @@ class Profile(_dbpool.Checkout):
         self._make_room()
         started = time.monotonic()
         try:
-            driver = self.driver.Driver(lease, self.spec, self.local, max(FETCH_LEAST, self.pool.policy.timeout))
+            driver = self._driver(lease, max(FETCH_LEAST, self.pool.policy.timeout))
         except drivers.SessionUnavailable as unavailable:
             (code,) = unavailable.args
             lease.release(lease.status(), _dbpool.CLEAN if code == _dbpool.E_TIMEOUT else _dbpool.DOOM)
@@ -255,6 +283,15 @@ class Profile(_dbpool.Checkout):
             lease.release(0, _dbpool.DOOM)
             raise self.pool.error(_dbpool.E_STALE, 0.0)
         return driver
+
+    def _driver(self, lease, timeout):
+        try:
+            return self.driver.Driver(lease, self.spec, self.local, timeout)
+        except drivers.SessionUnavailable as unavailable:
+            if unavailable.args != (_dbpool.E_INVALID,):
+                raise
+        self.pool.renew()  # attached anew for another pool's sake
+        return self.driver.Driver(lease, self.spec, self.local, timeout)
 
     def _sweep(self):
         """Objects whose session has ended: their fds would stay open until the slot is met again. What is leased is its
@@ -334,18 +371,18 @@ def _make_profile(database, alias, policy, params, autocommit, isolation_level, 
     spec, local = settings.split(alias, params, policy, driver, autocommit, isolation_level, facts_sql)
     waiting.enable()
 
-    def register():  # a closure: its repr() does not show the password
-        return _dbpool.register(spec, REGISTER_TIMEOUT)
+    def tell(timeout):  # a closure: its repr() does not show the password
+        return _dbpool.register(spec, timeout)
 
     try:
-        code, pool_id, text = register()
+        code, pool_id, text = tell(REGISTER_TIMEOUT)
     except ValueError as wrong:
         raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, wrong)) from None
     if code == _dbpool.E_INVALID:
         raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, text))
+    pool = Pool(alias, pool_id, policy, bool(autocommit), database.OperationalError, tell)
     if code == _dbpool.E_FULL:
-        raise ConfigurationError("dbpool: DATABASES[%r]: this uWSGI instance has too many pools" % alias)
-    pool = Pool(alias, pool_id, policy, bool(autocommit), database.OperationalError, register)
+        raise pool.operational_error(0, "dbpool: pool '%s': %s" % (alias, text))
     if code:
         raise pool.error(_dbpool.E_CLOSED, REGISTER_TIMEOUT)
     return Profile(pool, driver, spec, local, prepare)

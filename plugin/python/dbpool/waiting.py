@@ -183,8 +183,21 @@ class Dispatcher:
         self.queues = {}  # pool -> deque of _Place in order of tickets
         self.places = set()  # those whose greenlet is still in acquire()
         self.make_waiter = sys.modules["gevent.hub"].Waiter
-        self.watcher = hub.loop.io(self.eventfd, 1, ref=False)
+        self.watcher = None
+        self._watch()
+
+    def _watch(self):
+        self.watcher = self.hub.loop.io(self.eventfd, 1, ref=False)
         self.watcher.start(_dbpool.wake_granted, self.eventfd, self.queues, self.watcher, self.epoch)
+
+    def _follow(self, eventfd):
+        """The process was attached anew and has another eventfd. Whoever waited before that waits no more."""
+        self.watcher.stop()
+        self.watcher.close()
+        self.eventfd = eventfd
+        self._watch()
+        self.watcher.ref = bool(self.places)
+        self.hub.loop.run_callback(_dbpool.wake_granted, eventfd, self.queues, self.watcher, self.epoch)
 
     _instance = None
 
@@ -194,7 +207,12 @@ class Dispatcher:
         self = cls._instance
         if self is None or self.epoch != _dbpool.epoch() or self.hub.dead or self.hub.loop is None:
             self = cls._instance = cls(hub)
-        return self if self.hub is hub else None
+        if self.hub is not hub:
+            return None
+        eventfd = _dbpool.wait_eventfd()
+        if eventfd != self.eventfd:
+            self._follow(eventfd)
+        return self
 
     def acquire(self, pool, seconds):
         wait = _dbpool.wait_begin(pool)

@@ -222,6 +222,7 @@ static PyMethodDef checkout_methods[] = {
 
 static PyMemberDef checkout_members[] = {
     {"objects", T_OBJECT_EX, offsetof(checkout_object, objects), READONLY, "{session slot: Driver}"},
+    {"pool_id", T_UINT, offsetof(checkout_object, pool), 0, "the pool, as it was registered last"},
     {"quick", T_BOOL, offsetof(checkout_object, quick), 0, "connect() may go the quick way; set by pool.py"},
     {NULL, 0, 0, 0, NULL}};
 

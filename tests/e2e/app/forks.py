@@ -7,6 +7,7 @@ import inspect
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 
@@ -177,3 +178,76 @@ def fork(request):
 
 
 urls.urlpatterns += [path('fork', fork)]
+
+
+def _ask():
+    """One query through the ORM's connection, and the lease goes back."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute('SELECT CONNECTION_ID()')
+            cursor.fetchone()
+        return 'answered'
+    except Exception as error:
+        return '%s: %s' % (type(error).__name__, error)
+    finally:
+        connection.close()
+
+
+def _one_of_many(writer, gate):
+    """Asks, stays, and asks again when all have asked."""
+    os.write(writer, (_ask() + '\n').encode())
+    os.read(gate, 1)  # the end of file
+    os.write(writer, (_ask() + '\n').encode())
+
+
+def crowd(request):
+    """?n=: so many children at a time, each of which asks twice and holds nothing in between."""
+    n = int(request.GET['n'])
+    _ask()  # the parent has a session's object, and leaves it to each of them
+    _see_children()
+    reader, writer = os.pipe()
+    gate, closing = os.pipe()
+    fork, waitpid = _original('fork'), _original('waitpid')
+    pids = []
+    for _ in range(n):
+        pid = fork()
+        if pid == 0:
+            try:
+                os.close(closing)
+                os.close(reader)
+                _one_of_many(writer, gate)
+            finally:
+                os._exit(0)
+        pids.append(pid)
+    os.close(writer)
+    os.close(gate)
+    answers = []
+    with open(reader) as lines:
+        for line in lines:
+            answers.append(line.strip())
+            if len(answers) == n:
+                os.close(closing)
+    for pid in pids:
+        waitpid(pid, 0)
+    return JsonResponse(views._who(answers=answers, parent=_ask()))
+
+
+def lose(request):
+    """Closes what is not its own: this process's channel to the broker. (The master has the other end of no such one.)"""
+    masters = {os.readlink(entry.path) for entry in os.scandir('/proc/%d/fd' % os.getppid())}
+    lost = []
+    for name in os.listdir('/proc/self/fd'):
+        try:
+            target = os.readlink('/proc/self/fd/' + name)
+            if target.startswith('socket:') and target not in masters:
+                with socket.socket(fileno=os.dup(int(name))) as found:
+                    if found.type == socket.SOCK_SEQPACKET:
+                        lost.append(int(name))
+        except OSError:
+            pass
+    for fd in lost:
+        os.close(fd)
+    return JsonResponse(views._who(lost=len(lost)))
+
+
+urls.urlpatterns += [path('crowd', crowd), path('lose', lose)]
