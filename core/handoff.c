@@ -155,10 +155,12 @@ void dbp_handoff_fail(const struct dbp_share *share, uint32_t pool, uint32_t bef
 
 /* A session in GRANTED: goes on to its waiter or back to IDLE, see the top. */
 static void settle_grant(const struct dbp_share *share, uint32_t pool, uint32_t session, dbp_word word) {
-    struct dbp_table *table = share->table;
-    dbp_place place = dbp_queue_look(&table->pools[pool].queue, dbp_word_owner(word));
+    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    dbp_place place = dbp_queue_look(queue, dbp_word_owner(word));
 
-    if ((dbp_place_ticket(place) & DBP_OWNER_MASK) == dbp_word_owner(word)) {
+    /* A place that nobody can have taken yet was written by one that is broken: no other scan comes there. */
+    if ((dbp_place_ticket(place) & DBP_OWNER_MASK) == dbp_word_owner(word) &&
+        dbp_word_owner(word) % DBP_WAITERS_MAX < dbp_queue_reach(queue)) {
         if (dbp_place_state(place) == DBP_PLACE_GRANTED && dbp_place_session(place) == session) {
             wake(share, pool, place); /* its author may have died before waking it */
             return;
@@ -172,9 +174,10 @@ static void settle_grant(const struct dbp_share *share, uint32_t pool, uint32_t 
 void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slot) {
     struct dbp_queue *queue = &share->table->pools[pool].queue;
 
+    dbp_queue_mend(queue); /* it must be true how far the places reach */
     /* All places, not only those from head on: a granted one may lie before it. */
-    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
-        dbp_place place = atomic_load(&queue->places[i]);
+    for (uint32_t i = 0, n = dbp_queue_reach(queue); i < n; i++) {
+        dbp_place place = dbp_queue_look(queue, i);
         while (dbp_place_state(place) != DBP_PLACE_FREE && dbp_place_proc(place) == slot) {
             if (dbp_queue_move(queue, place, DBP_PLACE_FREE, 0)) {
                 if (dbp_place_state(place) == DBP_PLACE_WAITING)
@@ -183,7 +186,7 @@ void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slo
             }
             if (dbp_place_ticket(place) % DBP_WAITERS_MAX != i)
                 break; /* damaged: the sweep mends the queue */
-            place = atomic_load(&queue->places[i]);
+            place = dbp_queue_look(queue, i);
         }
     }
 }
@@ -191,8 +194,8 @@ void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slo
 void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool, const uint32_t *attached) {
     struct dbp_queue *queue = &share->table->pools[pool].queue;
 
-    for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
-        dbp_place place = atomic_load(&queue->places[i]);
+    for (uint32_t i = 0, n = dbp_queue_reach(queue); i < n; i++) {
+        dbp_place place = dbp_queue_look(queue, i);
         uint32_t proc = dbp_place_proc(place);
         if (dbp_place_state(place) != DBP_PLACE_FREE && (proc >= DBP_PROCS_MAX || attached[proc] == 0))
             dbp_handoff_bury(share, pool, proc);

@@ -49,6 +49,12 @@ static inline uint32_t dbp_place_ticket(dbp_place place) {
     return (uint32_t)(place >> 32);
 }
 
+/* How the place of ticket % DBP_WAITERS_MAX == i is kept: its ticket less what it is at first, so that memory of zeros is a
+ * queue that nobody has used yet, and costs nothing. */
+static inline dbp_place dbp_place_kept(dbp_place place, uint32_t i) {
+    return place - ((dbp_place)(i % DBP_WAITERS_MAX - DBP_WAITERS_MAX) << 32);
+}
+
 struct dbp_queue {
     _Alignas(64) _Atomic uint32_t head; /* no ticket before it is waiting; may lag */
     _Alignas(64) _Atomic uint32_t tail; /* every ticket before it was taken; may lag by entries being counted */
@@ -56,7 +62,11 @@ struct dbp_queue {
 };
 _Static_assert((DBP_WAITERS_MAX & (DBP_WAITERS_MAX - 1)) == 0, "ticket % size must survive the wrap of tickets");
 
+/* Memory of zeros needs it not. */
 void dbp_queue_init(struct dbp_queue *queue);
+
+/* So many places, from the first on, may have been used ever: for scans that leave the rest of the memory alone. */
+uint32_t dbp_queue_reach(const struct dbp_queue *queue);
 
 /* Takes the next place. False: the queue is full. */
 bool dbp_queue_push(struct dbp_queue *queue, uint32_t proc, bool event, uint32_t *ticketp) DBP_MUST_USE;

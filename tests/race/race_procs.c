@@ -61,7 +61,7 @@ static void look(uint32_t number, uint32_t *counts) {
         held += dbp_word_state(word) == DBP_LEASED && dbp_holder_slot(dbp_word_owner(word)) == slot;
     }
     for (uint32_t i = 0; i < DBP_WAITERS_MAX && slot < DBP_PROCS_MAX; i++) {
-        dbp_place place = atomic_load(&queue->places[i]);
+        dbp_place place = dbp_queue_look(queue, i);
         if (dbp_place_proc(place) != slot)
             continue;
         waits += dbp_place_state(place) == DBP_PLACE_WAITING;

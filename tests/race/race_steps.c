@@ -279,7 +279,7 @@ static uint32_t out_of_reach(pid_t pid) {
         n += dbp_word_state(word) == DBP_LEASED && dbp_holder_slot(dbp_word_owner(word)) == slot;
     }
     for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
-        dbp_place place = atomic_load(&table->pools[arena.pool].queue.places[i]);
+        dbp_place place = dbp_queue_look(&table->pools[arena.pool].queue, i);
         if (dbp_place_state(place) == DBP_PLACE_FREE || dbp_place_proc(place) != slot)
             continue;
         dbp_word word = atomic_load(&table->sessions[dbp_place_session(place)].word);

@@ -234,7 +234,8 @@ static void test_failing_compares_tickets_across_the_wrap(void **state) {
 
     (void)state;
     for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++)
-        atomic_store(&queue->places[(first + i) % DBP_WAITERS_MAX], (dbp_place)(first + i - DBP_WAITERS_MAX) << 32);
+        atomic_store(&queue->places[(first + i) % DBP_WAITERS_MAX],
+                     dbp_place_kept((dbp_place)(first + i - DBP_WAITERS_MAX) << 32, first + i));
     atomic_store(&queue->head, first);
     atomic_store(&queue->tail, first);
     uint32_t a = wait_in(1, true), b = wait_in(1, true), c = wait_in(1, true);

@@ -448,10 +448,12 @@ static void damage(uint32_t what) {
         atomic_store(&queue->tail, head - 1000000000u);
         return;
     case 9: /* a ticket that is not of its place, of a process that is about to die */
-        atomic_store(&queue->places[(head + 1) % DBP_WAITERS_MAX], DBP_PLACE_WAITING | 2u << 14);
+        atomic_store(&queue->places[(head + 1) % DBP_WAITERS_MAX],
+                     dbp_place_kept(DBP_PLACE_WAITING | 2u << 14, head + 1));
         return;
     case 10: /* a waiter that does not exist */
-        atomic_store(&queue->places[head % DBP_WAITERS_MAX], DBP_PLACE_WAITING | 500u << 14 | (uint64_t)head << 32);
+        atomic_store(&queue->places[head % DBP_WAITERS_MAX],
+                     dbp_place_kept(DBP_PLACE_WAITING | 500u << 14 | (uint64_t)head << 32, head));
         return;
     case 11:
         memset(queue->places, 0xff, sizeof queue->places);

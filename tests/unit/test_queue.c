@@ -53,7 +53,8 @@ static void assert_oldest(uint32_t ticket) {
 static void start_at(uint32_t first) {
     for (uint32_t i = 0; i < DBP_WAITERS_MAX; i++) {
         uint32_t ticket = first + i;
-        atomic_store(&queue->places[ticket % DBP_WAITERS_MAX], (dbp_place)(ticket - DBP_WAITERS_MAX) << 32);
+        atomic_store(&queue->places[ticket % DBP_WAITERS_MAX],
+                     dbp_place_kept((dbp_place)(ticket - DBP_WAITERS_MAX) << 32, ticket));
     }
     atomic_store(&queue->head, first);
     atomic_store(&queue->tail, first);
@@ -164,7 +165,8 @@ static void test_I2_a_taker_killed_before_it_counted_blocks_nobody(void **state)
     (void)state;
     push(1);
     /* Ticket 1 was taken by a process that was killed before it moved the tail on. */
-    atomic_store(&queue->places[1], (dbp_place)DBP_PLACE_WAITING | (dbp_place)2 << 14 | (dbp_place)1 << 32);
+    atomic_store(&queue->places[1],
+                 dbp_place_kept((dbp_place)DBP_PLACE_WAITING | (dbp_place)2 << 14 | (dbp_place)1 << 32, 1));
     assert_int_equal(atomic_load(&queue->tail), 1);
     assert_int_equal(push(3), 2); /* behind it, not over it */
     assert_oldest(0);
@@ -175,7 +177,8 @@ static void test_I2_a_taker_killed_before_it_counted_blocks_nobody(void **state)
 
     /* The same with nobody after it: whoever looks for the oldest finds it. */
     give_up(2);
-    atomic_store(&queue->places[3], (dbp_place)DBP_PLACE_WAITING | (dbp_place)2 << 14 | (dbp_place)3 << 32);
+    atomic_store(&queue->places[3],
+                 dbp_place_kept((dbp_place)DBP_PLACE_WAITING | (dbp_place)2 << 14 | (dbp_place)3 << 32, 3));
     assert_oldest(3);
     give_up(3);
     dbp_place place;
