@@ -34,6 +34,7 @@
 #define PARKED_MOST_US 60000000u /* no attach request waits longer for a slot */
 #define PARKED_LOOK_US 10000u    /* who holds nothing any more says so to nobody: between two looks for a slot */
 #define IDLE_LEAST_US 100000u    /* who attached or asked so lately is about to take something: not let go of */
+#define CHANGES_LOGGED 64u       /* a site has few aliases, and few reloads change them */
 #define MESSAGES_MAX 16          /* per channel and turn, so that one that floods does not starve the rest */
 
 /* What an epoll event is about: kind in the top byte, then a serial that a closed and reused index no longer matches.
@@ -46,10 +47,9 @@ struct proc {
     int32_t pid;
     enum dbp_role role;
     uint32_t serial;
-    uint64_t freed; /* the broker's n_freed when it became free */
-    uint32_t pools; /* bit of each that it registered */
+    uint64_t freed;                      /* the broker's n_freed when it became free */
+    uint64_t pools[DBP_POOLS_MAX / 64u]; /* a bit for each that it registered */
 };
-_Static_assert(DBP_POOLS_MAX <= 32, "proc.pools has a bit for each");
 
 struct dbp_broker {
     struct dbp_share share;
@@ -64,6 +64,7 @@ struct dbp_broker {
     uint32_t max_sessions; /* of all pools together */
     uint32_t refused;      /* messages not understood, logged at powers of two */
     uint32_t fds_lost;     /* likewise, fds that found no room in this process */
+    uint32_t changes;      /* pools that became current: likewise, after the first ones */
     uint32_t crowded;      /* likewise, attach requests that found no slot */
     uint64_t n_freed;      /* slots that became free */
     uint32_t unread;       /* likewise, answers that found a full channel: who floods must not fill the log as well */
@@ -128,6 +129,18 @@ static void set_proc_fds(struct proc *proc, int channel, int pidfd) {
     proc->pidfd = pidfd;
 }
 
+static bool has_registered(const struct proc *proc, uint32_t pool) {
+    return proc->pools[pool / 64u] >> pool % 64u & 1u;
+}
+
+/* Whatever lives in its place next, nobody has registered that. */
+static void keeper_pool_gone(void *arg, uint32_t pool) {
+    struct dbp_broker *broker = arg;
+
+    for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
+        broker->procs[slot].pools[pool / 64u] &= ~((uint64_t)1 << pool % 64u);
+}
+
 static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
     struct proc *proc = &broker->procs[slot];
 
@@ -147,9 +160,10 @@ static void proc_gone(struct dbp_broker *broker, uint32_t slot) {
     /* The slot is free only now: nothing in the table names it any more. */
     atomic_store(&broker->share.table->procs[slot].pid, 0);
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
-        if (proc->pools & 1u << pool)
+        if (has_registered(proc, pool)) {
+            proc->pools[pool / 64u] &= ~((uint64_t)1 << pool % 64u);
             dbp_keeper_left(broker->keeper, pool);
-    proc->pools = 0;
+        }
 }
 
 /* Another one at each attach of the slot. */
@@ -345,16 +359,24 @@ static int register_pool(struct dbp_broker *broker, const struct dbp_pool_spec *
         return DBP_E_INVALID;
     }
     int rc = dbp_registry_put(broker->registry, broker->share.table, spec, text, poolp, &changed);
+    if (rc == DBP_E_FULL && (rc = dbp_keeper_make_room(broker->keeper)) == 0)
+        rc = dbp_registry_put(broker->registry, broker->share.table, spec, text, poolp, &changed);
     if (rc != 0)
         return rc;
+    dbp_keeper_used(broker->keeper, *poolp);
+    if (changed)
+        dbp_keeper_tidy(broker->keeper);
     if (dbp_registry_turn(broker->registry) != turn)
         dbp_opening_forgive(broker->keeper, *poolp);
     if (changed && broker->ops.pool_current)
         broker->ops.pool_current(broker->ops.arg, *poolp);
-    if (changed)
+    /* An alias whose settings change all the time (a database for each tenant) must not fill the log. */
+    broker->changes += changed;
+    bool quiet = broker->changes > CHANGES_LOGGED && (broker->changes & (broker->changes - 1)) != 0;
+    if (changed && !quiet)
         say(broker, DBP_LOG_INFO, "pool '%s': up to %u sessions for all processes", spec->alias,
             spec->pool_size + spec->max_overflow);
-    if (changed && text[0])
+    if (changed && !quiet && text[0])
         say(broker, DBP_LOG_INFO,
             "pool '%s': other settings than before (%s); the pool of those goes with the last process that uses it",
             spec->alias, text);
@@ -390,10 +412,12 @@ static void on_register(struct dbp_broker *broker, uint32_t slot, const union db
         say(broker, DBP_LOG_INFO, "pool '%s': process %d has another password than it had: the next login tries it",
             msg->reg.spec.alias, proc->pid);
     reply.head.result = (uint32_t)rc;
-    reply.registered.pool = pool;
-    if (rc == 0 && !(proc->pools & 1u << pool)) {
-        proc->pools |= 1u << pool;
-        dbp_keeper_joined(broker->keeper, pool);
+    if (rc == 0) {
+        reply.registered.pool = dbp_registry_handle(broker->registry, pool);
+        if (!has_registered(proc, pool)) {
+            proc->pools[pool / 64u] |= (uint64_t)1 << pool % 64u;
+            dbp_keeper_joined(broker->keeper, pool);
+        }
     }
     answer(broker, slot, &reply, -1);
 }
@@ -536,9 +560,14 @@ static void answer_doorbell(struct dbp_broker *broker) {
 
     if (read(broker->share.doorbell_fd, &rings, sizeof rings) < 0 && errno != EAGAIN)
         say(broker, DBP_LOG_ERROR, "doorbell: %s", strerror(errno));
-    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
-        if (dbp_registry_spec(broker->registry, pool) && atomic_load(&table->pools[pool].attention))
-            dbp_keeper_attend(broker->keeper, pool);
+    for (uint32_t word = 0; word < DBP_ATTENTION_WORDS; word++)
+        for (uint64_t bits = atomic_load(&table->attention[word]); bits; bits &= bits - 1) {
+            uint32_t pool = 64u * word + (uint32_t)__builtin_ctzll(bits);
+            if (dbp_registry_spec(broker->registry, pool))
+                dbp_keeper_attend(broker->keeper, pool);
+            else /* of a client that came too late */
+                dbp_attention_take(table, pool);
+        }
 }
 
 /* ---- the loop ---- */
@@ -714,8 +743,11 @@ int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct
     int rc = broker->epoll_fd < 0 || broker->stop_fd < 0 ? -errno : 0;
     if (rc == 0)
         rc = dbp_logger_new(ops->log, &broker->logger);
-    struct dbp_keeper_ops keeper_ops = {
-        .log = keeper_log, .to_connector = keeper_to_connector, .watch = keeper_watch, .arg = broker};
+    struct dbp_keeper_ops keeper_ops = {.log = keeper_log,
+                                        .to_connector = keeper_to_connector,
+                                        .watch = keeper_watch,
+                                        .pool_gone = keeper_pool_gone,
+                                        .arg = broker};
     if (rc == 0 && (rc = dbp_registry_new(&broker->registry)) != 0 && rc != -ENOMEM)
         say(broker, DBP_LOG_ERROR,
             "the kernel does not keep the passwords' memory out of core dumps (madvise, MADV_DONTDUMP: %s): the pool "

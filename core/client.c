@@ -24,6 +24,7 @@
     1000000u /* longest futex sleep: then the broker's being alive and signals are looked at again \
               */
 
+#define ROOM_LOOK_US 10000u     /* between two questions whether there is room for a pool */
 #define ATTACHING_LOOK_US 5000u /* while another thread or greenlet attaches */
 
 /* Whoever closes fds that are not his (closefrom) may have taken the number from us, and somebody else may have it. */
@@ -284,14 +285,24 @@ static bool closed(const struct dbp_client *client) {
     return over(client) || !attached(client);
 }
 
+/* DBP_E_BUSY, or what the register ends with. */
+static int look_for_room_again(uint64_t deadline_us) {
+    uint64_t until = dbp_now_us() + ROOM_LOOK_US;
+
+    if (until >= deadline_us)
+        return DBP_E_FULL;
+    int rc = dbp_wait_as_told(-1, until);
+    return rc == 0 || rc == DBP_E_TIMEOUT ? DBP_E_BUSY : rc;
+}
+
 int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
                         size_t errlen, uint32_t *poolp) {
     union dbp_wire_any msg;
     int fd = -1, rc = DBP_E_CLOSED;
 
     memset(&msg, 0, sizeof msg);
-    /* Twice: the broker may let go of us between our look and its answer. */
-    for (int tries = 0; tries < 2 && rc == DBP_E_CLOSED && !over(client); tries++) {
+    /* Twice: the broker may let go of us between our look and its answer. And again while it makes room for a pool. */
+    for (int tries = 0; tries < 2 && (rc == DBP_E_CLOSED || rc == DBP_E_BUSY) && !over(client);) {
         pthread_mutex_lock(&lock);
         rc = attach(client, deadline_us);
         memset(&msg.reg, 0, sizeof msg.reg); /* now: a greenlet's stack is copied while it waits, and here is a password */
@@ -300,11 +311,12 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
         if (rc == 0)
             rc = dbp_asking(&client->asking, &lock, &client->channel.fd, &msg, DBP_WIRE_REGISTERED, deadline_us, &fd);
         pthread_mutex_unlock(&lock);
+        tries += rc == DBP_E_CLOSED;
+        if (rc == DBP_E_BUSY)
+            rc = look_for_room_again(deadline_us);
     }
     if (fd >= 0)
         close(fd);
-    if (rc == 0 && msg.registered.pool >= DBP_POOLS_MAX)
-        rc = -EPROTO;
     if (rc == 0)
         *poolp = msg.registered.pool;
     else if (errlen > 0)
@@ -377,15 +389,13 @@ static bool refused_as_unfit(const struct dbp_client *client, uint32_t pool, uin
 }
 
 /* Taken just when the broker let go of us: nobody's, or the slot's next process would answer for it. */
-static int hand_back(const struct dbp_client *client, uint32_t pool, uint32_t session, dbp_word word) {
+static void hand_back(const struct dbp_client *client, uint32_t pool, uint32_t session, dbp_word word) {
     if (dbp_idle_put(client->share.table, session, word))
         dbp_handoff_match(&client->share, pool);
-    return DBP_E_CLOSED;
 }
 
 static bool exists(const struct dbp_client *client, uint32_t pool) {
-    return pool < DBP_POOLS_MAX && atomic_load_explicit(&client->share.table->pools[pool].live,
-                                                        memory_order_acquire); /* pairs with registry.c */
+    return dbp_pool_lives(client->share.table, pool);
 }
 
 int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *leasep) {
@@ -399,16 +409,18 @@ int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *
         return DBP_E_CLOSED;
     if (!exists(client, pool))
         return DBP_E_INVALID;
-    queue = &table->pools[pool].queue;
+    queue = &dbp_pool_at(table, pool)->queue;
     if (!dbp_queue_quiet(queue) && dbp_queue_oldest(queue, &oldest))
         return DBP_E_BUSY;
     uint32_t holder = holder_of(client);
-    while (dbp_recent_take(&client->recent[pool], table, pool, holder, &session, &word) ||
+    while (dbp_recent_take(&client->recent[dbp_pool_place(pool)], table, pool, holder, &session, &word) ||
            dbp_idle_take(table, pool, DBP_LEASED, holder, &session, &word)) {
         if (refused_as_unfit(client, pool, session, word))
             continue;
-        if (!attached_as(client, holder))
-            return hand_back(client, pool, session, word);
+        if (!attached_as(client, holder)) {
+            hand_back(client, pool, session, word);
+            return DBP_E_CLOSED;
+        }
         fill_lease(client, pool, session, word, leasep);
         return 0;
     }
@@ -423,13 +435,15 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
         return DBP_E_CLOSED;
     if (!exists(client, pool))
         return DBP_E_INVALID;
-    p = &client->share.table->pools[pool];
+    p = dbp_pool_at(client->share.table, pool);
     uint32_t max_waiting = atomic_load_explicit(&p->max_waiting, memory_order_relaxed);
     if (max_waiting > 0 && atomic_load_explicit(&p->count.waiting, memory_order_relaxed) >= (int64_t)max_waiting)
         return DBP_E_FULL;
     uint32_t holder = holder_of(client);
-    if (!dbp_queue_push(&p->queue, dbp_holder_slot(holder), kind == DBP_WAIT_EVENT, &ticket))
+    if (!dbp_queue_push(&p->queue, dbp_holder_slot(holder), kind == DBP_WAIT_EVENT, &ticket)) {
+        dbp_handoff_ring(&client->share, pool); /* should the ring be damaged, the broker's next sweep mends it */
         return DBP_E_FULL;
+    }
     atomic_fetch_add_explicit(&p->count.waiting, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&p->count.waits, 1, memory_order_relaxed);
     if (dbp_idle_any(client->share.table, pool))
@@ -441,12 +455,13 @@ int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind 
     if (dbp_place_ticket(place) == ticket && dbp_place_state(place) == DBP_PLACE_WAITING &&
         atomic_load(&p->count.size) < atomic_load(&p->count.max))
         dbp_handoff_ring(&client->share, pool);
-    if (!attached_as(client, holder)) {
+    /* Said by the broker before it looked who waits: it has seen us, or we see it. */
+    if (!attached_as(client, holder) || !exists(client, pool)) {
         uint32_t session;
         dbp_word word;
-        return dbp_handoff_cancel(&client->share, pool, ticket, holder, &session, &word) == 0
-                   ? hand_back(client, pool, session, word)
-                   : DBP_E_CLOSED;
+        if (dbp_handoff_cancel(&client->share, pool, ticket, holder, &session, &word) == 0)
+            hand_back(client, pool, session, word);
+        return attached_as(client, holder) ? DBP_E_INVALID : DBP_E_CLOSED;
     }
     waitp->pool = pool;
     waitp->ticket = ticket;
@@ -467,7 +482,7 @@ int dbp_wait_poll(struct dbp_client *client, const struct dbp_wait *wait, struct
         fill_lease(client, wait->pool, session, word, leasep);
     else if (rc == DBP_E_BUSY && over(client))
         return dbp_wait_cancel(client, wait, leasep) == 0 ? 0 : DBP_E_CLOSED;
-    return rc;
+    return rc == DBP_E_FAILED && !exists(client, wait->pool) ? DBP_E_INVALID : rc;
 }
 
 int dbp_wait_cancel(struct dbp_client *client, const struct dbp_wait *wait, struct dbp_lease *leasep) {
@@ -478,13 +493,14 @@ int dbp_wait_cancel(struct dbp_client *client, const struct dbp_wait *wait, stru
         return DBP_E_TIMEOUT;
     int rc = dbp_handoff_cancel(&client->share, wait->pool, wait->ticket, wait->holder, &session, &word);
     if (rc == 0 && !attached_as(client, wait->holder)) {
-        (void)hand_back(client, wait->pool, session, word);
+        hand_back(client, wait->pool, session, word);
         return DBP_E_TIMEOUT;
     }
     if (rc == 0)
         fill_lease(client, wait->pool, session, word, leasep);
     else
-        atomic_fetch_add_explicit(&client->share.table->pools[wait->pool].count.timeouts, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&dbp_pool_at(client->share.table, wait->pool)->count.timeouts, 1,
+                                  memory_order_relaxed);
     return rc;
 }
 
@@ -494,7 +510,7 @@ int dbp_wait_fd(const struct dbp_client *client) {
 
 /* Sleeps while the place is as it was seen, at most until `until`, or until a signal. */
 static void sleep_on(struct dbp_client *client, const struct dbp_wait *wait, uint64_t until) {
-    struct dbp_queue *queue = &client->share.table->pools[wait->pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(client->share.table, wait->pool)->queue;
     dbp_place seen = dbp_queue_look(queue, wait->ticket);
     uint64_t now = dbp_now_us();
 
@@ -538,7 +554,7 @@ int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, 
 }
 
 void dbp_wait_account(struct dbp_client *client, uint32_t pool, uint64_t waited_us) {
-    atomic_fetch_add_explicit(&client->share.table->pools[pool].count.wait_us, (int64_t)waited_us,
+    atomic_fetch_add_explicit(&dbp_pool_at(client->share.table, pool)->count.wait_us, (int64_t)waited_us,
                               memory_order_relaxed);
 }
 
@@ -559,7 +575,7 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
     if (!held(client, lease, &word))
         return atomic_load(&client->foreign) ? DBP_E_CLOSED : DBP_E_STALE;
     struct dbp_session *s = &table->sessions[lease->session];
-    struct dbp_pool *p = &table->pools[lease->pool];
+    struct dbp_pool *p = dbp_pool_at(table, lease->pool);
     atomic_store_explicit(&s->status, status & (DBP_STATUS_KEPT | DBP_STATUS_WROTE),
                           memory_order_relaxed); /* published by the move, read after an acquire */
     atomic_store_explicit(&s->returned_us, dbp_now_us(), memory_order_relaxed);
@@ -581,7 +597,7 @@ int dbp_release(struct dbp_client *client, const struct dbp_lease *lease, uint16
     }
     if (!dbp_idle_put(table, lease->session, word))
         return DBP_E_STALE;
-    dbp_recent_note(&client->recent[lease->pool], lease->session);
+    dbp_recent_note(&client->recent[dbp_pool_place(lease->pool)], lease->session);
     if (!dbp_queue_quiet(&p->queue))
         dbp_handoff_match(&client->share, lease->pool);
     /* An overflow session: the broker ends it if nobody waits, where it does so at once. And one that became unfit

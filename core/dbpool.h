@@ -37,7 +37,7 @@ enum dbp_error_code {
 
 /* ---- limits (each is a size in the shared table; memory is only touched where it is used) ---- */
 
-#define DBP_POOLS_MAX 16u      /* aliases per instance: chosen generously, a Django site has one to three */
+#define DBP_POOLS_MAX 256u     /* pools at a time; who needs one more takes the place of one that is not in use */
 #define DBP_SESSIONS_MAX 1024u /* server sessions of all pools together; one 64 byte line each */
 #define DBP_WAITERS_MAX 16384u /* waiters of one pool, a power of two: the ring's size (brief: 10,000 waiters) */
 #define DBP_PROCS_MAX 512u     /* attached processes at a time, the connector included */
@@ -218,19 +218,23 @@ int dbp_client_attach_own(const struct dbp_share *share, const char *label, uint
 /* Registers (or finds) the pool of spec's alias and identity and gives it spec's policy and password. With another
  * identity than the alias had, it is another pool, and the one before goes when no process that registered it is left.
  * A client whose channel is gone (DBP_E_CLOSED from acquire, while the broker runs) attaches anew in it; its leases of
- * before are over (DBP_E_STALE). spec is not kept. Any thread. 0; DBP_E_INVALID, DBP_E_FULL with errbuf (errlen bytes)
- * naming the field, never its secret; DBP_E_TIMEOUT, DBP_E_INTERRUPTED, DBP_E_CLOSED. */
+ * before are over (DBP_E_STALE). Where there are DBP_POOLS_MAX pools, the one that was used longest ago and has neither
+ * a lease nor a waiter makes room. *poolp names this very pool: one that has made room is DBP_E_INVALID from then on,
+ * also when its place is another's, until it is registered again. spec is not kept. Any thread. 0; DBP_E_INVALID,
+ * DBP_E_FULL with errbuf (errlen bytes) naming the field, never its secret; DBP_E_TIMEOUT, DBP_E_INTERRUPTED,
+ * DBP_E_CLOSED. */
 int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us, char *errbuf,
                         size_t errlen, uint32_t *poolp) DBP_MUST_USE;
 
 /* Takes an idle session if there is one and nobody waits for it (a newcomer never barges past the queue, I4).
- * Atomics only: no lock, no syscall. Any thread. 0, DBP_E_BUSY, DBP_E_CLOSED, DBP_E_INVALID (no such pool). */
+ * Atomics only: no lock, no syscall. Any thread. 0, DBP_E_BUSY, DBP_E_CLOSED, DBP_E_INVALID (no such pool: register it,
+ * again). */
 int dbp_acquire_now(struct dbp_client *client, uint32_t pool, struct dbp_lease *leasep) DBP_MUST_USE;
 
 /* acquire_now, else queue and sleep until granted, failed or deadline_us. Blocks only the calling thread.
  * interrupted (may be NULL) is asked whenever the thread wakes (a signal, or once a second); true ends the wait with
  * DBP_E_INTERRUPTED.
- * 0, DBP_E_TIMEOUT, DBP_E_FAILED, DBP_E_FULL, DBP_E_CLOSED, DBP_E_INTERRUPTED. */
+ * 0, DBP_E_TIMEOUT, DBP_E_FAILED, DBP_E_FULL, DBP_E_CLOSED, DBP_E_INVALID, DBP_E_INTERRUPTED. */
 int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, bool (*interrupted)(void *arg),
                 void *arg, struct dbp_lease *leasep) DBP_MUST_USE;
 
@@ -238,7 +242,7 @@ int dbp_acquire(struct dbp_client *client, uint32_t pool, uint64_t deadline_us, 
  * 0, DBP_E_FULL, DBP_E_CLOSED, DBP_E_INVALID. */
 int dbp_wait_begin(struct dbp_client *client, uint32_t pool, enum dbp_wait_kind kind,
                    struct dbp_wait *waitp) DBP_MUST_USE;
-/* 0 with the lease, DBP_E_BUSY (still queued), DBP_E_FAILED (ended), DBP_E_CLOSED (ended).
+/* 0 with the lease, DBP_E_BUSY (still queued), DBP_E_FAILED, DBP_E_CLOSED, DBP_E_INVALID (ended).
  * Grants are in order of tickets within a pool: an event loop may stop at its first DBP_E_BUSY. */
 int dbp_wait_poll(struct dbp_client *client, const struct dbp_wait *wait, struct dbp_lease *leasep) DBP_MUST_USE;
 /* Leaves the queue. 0: a session had been granted meanwhile and is the caller's; DBP_E_TIMEOUT: left without one. */

@@ -29,7 +29,7 @@ static void wake(const struct dbp_share *share, uint32_t pool, dbp_place place) 
         if (proc < share->n_wake_fds && write(share->wake_fds[proc], &one, sizeof one) < 0 && errno != EAGAIN)
             return;
     } else {
-        _Atomic uint32_t *word = dbp_queue_futex(&share->table->pools[pool].queue, dbp_place_ticket(place));
+        _Atomic uint32_t *word = dbp_queue_futex(&dbp_pool_at(share->table, pool)->queue, dbp_place_ticket(place));
         syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0); /* shared, between processes */
     }
 }
@@ -38,18 +38,17 @@ void dbp_handoff_ring(const struct dbp_share *share, uint32_t pool) {
     uint64_t one = 1;
 
     /* Once is enough until the broker has taken the flag. */
-    if (atomic_exchange(&share->table->pools[pool].attention, 1) == 0 &&
-        write(share->doorbell_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+    if (!dbp_attention_set(share->table, pool) && write(share->doorbell_fd, &one, sizeof one) < 0 && errno != EAGAIN)
         return; /* the broker's own tick finds the flag a second later */
 }
 
 static void leave(struct dbp_table *table, uint32_t pool) {
-    atomic_fetch_sub_explicit(&table->pools[pool].count.waiting, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&dbp_pool_at(table, pool)->count.waiting, 1, memory_order_relaxed);
 }
 
 /* Step 2. True when the place has this session now, whoever wrote it. */
 static bool tell_waiter(const struct dbp_share *share, uint32_t pool, dbp_place place, uint32_t session) {
-    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(share->table, pool)->queue;
 
     if (dbp_queue_move(queue, place, DBP_PLACE_GRANTED, session)) {
         leave(share->table, pool);
@@ -70,7 +69,7 @@ static void put_back(const struct dbp_share *share, uint32_t pool, uint32_t sess
 
 void dbp_handoff_match(const struct dbp_share *share, uint32_t pool) {
     struct dbp_table *table = share->table;
-    struct dbp_queue *queue = &table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(table, pool)->queue;
     dbp_place place;
     uint32_t session;
     dbp_word word;
@@ -99,7 +98,7 @@ static bool free_place(struct dbp_queue *queue, uint32_t ticket) {
 int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder,
                       uint32_t *sessionp, dbp_word *wordp) {
     struct dbp_table *table = share->table;
-    struct dbp_queue *queue = &table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(table, pool)->queue;
     dbp_place place = dbp_queue_look(queue, ticket);
 
     if (dbp_place_ticket(place) != ticket || dbp_place_state(place) == DBP_PLACE_FREE)
@@ -110,9 +109,17 @@ int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t tic
     uint32_t session = dbp_place_session(place);
     if (dbp_place_state(place) == DBP_PLACE_GRANTED) {
         dbp_word word = atomic_load(&table->sessions[session].word);
+        uint32_t lives_in = atomic_load(&table->sessions[session].pool);
+        bool granted = dbp_word_state(word) == DBP_GRANTED && dbp_word_owner(word) == (ticket & DBP_OWNER_MASK);
+        if (granted && lives_in != pool) { /* the pool was gone before we came into its queue: this is another one's */
+            bool freed = free_place(queue, ticket);
+            put_back(share, lives_in, session, word);
+            dbp_handoff_match(share, lives_in);
+            (void)freed;
+            return DBP_E_FAILED;
+        }
         /* The session first: killed in between, the place still names this process and the broker frees both. */
-        mine = dbp_word_state(word) == DBP_GRANTED && dbp_word_owner(word) == (ticket & DBP_OWNER_MASK) &&
-               dbp_session_move(table, session, word, DBP_LEASED, holder, wordp);
+        mine = granted && dbp_session_move(table, session, word, DBP_LEASED, holder, wordp);
     }
     if (!free_place(queue, ticket) || !mine)
         return DBP_E_FAILED;
@@ -122,7 +129,7 @@ int dbp_handoff_claim(const struct dbp_share *share, uint32_t pool, uint32_t tic
 
 int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ticket, uint32_t holder,
                        uint32_t *sessionp, dbp_word *wordp) {
-    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(share->table, pool)->queue;
     dbp_place place = dbp_queue_look(queue, ticket);
     dbp_place oldest;
 
@@ -140,7 +147,7 @@ int dbp_handoff_cancel(const struct dbp_share *share, uint32_t pool, uint32_t ti
 }
 
 void dbp_handoff_fail(const struct dbp_share *share, uint32_t pool, uint32_t before) {
-    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(share->table, pool)->queue;
     uint32_t ticket = atomic_load(&queue->head);
     dbp_place place;
 
@@ -155,7 +162,7 @@ void dbp_handoff_fail(const struct dbp_share *share, uint32_t pool, uint32_t bef
 
 /* A session in GRANTED: goes on to its waiter or back to IDLE, see the top. */
 static void settle_grant(const struct dbp_share *share, uint32_t pool, uint32_t session, dbp_word word) {
-    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(share->table, pool)->queue;
     dbp_place place = dbp_queue_look(queue, dbp_word_owner(word));
 
     /* A place that nobody can have taken yet was written by one that is broken: no other scan comes there. */
@@ -172,7 +179,7 @@ static void settle_grant(const struct dbp_share *share, uint32_t pool, uint32_t 
 }
 
 void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slot) {
-    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(share->table, pool)->queue;
 
     dbp_queue_mend(queue); /* it must be true how far the places reach */
     /* All places, not only those from head on: a granted one may lie before it. */
@@ -192,7 +199,7 @@ void dbp_handoff_bury(const struct dbp_share *share, uint32_t pool, uint32_t slo
 }
 
 void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool, const uint32_t *attached) {
-    struct dbp_queue *queue = &share->table->pools[pool].queue;
+    struct dbp_queue *queue = &dbp_pool_at(share->table, pool)->queue;
 
     for (uint32_t i = 0, n = dbp_queue_reach(queue); i < n; i++) {
         dbp_place place = dbp_queue_look(queue, i);
@@ -205,7 +212,7 @@ void dbp_handoff_bury_strangers(const struct dbp_share *share, uint32_t pool, co
 void dbp_handoff_sweep(const struct dbp_share *share, uint32_t pool) {
     struct dbp_table *table = share->table;
 
-    dbp_queue_mend(&table->pools[pool].queue);
+    dbp_queue_mend(&dbp_pool_at(table, pool)->queue);
     for (uint32_t session = 0; session < DBP_SESSIONS_MAX; session++) {
         dbp_word word = atomic_load(&table->sessions[session].word);
         if (dbp_word_state(word) == DBP_EMPTY || atomic_load(&table->sessions[session].pool) != pool)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Bringing idle sessions and waiters together, from whichever process notices that both exist.
+ * Bringing idle sessions and waiters together, from whichever process notices that both exist. pool is a handle: one
+ * that does not live any more harms nobody.
  */
 #ifndef DBPOOL_HANDOFF_H
 #define DBPOOL_HANDOFF_H

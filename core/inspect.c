@@ -6,7 +6,7 @@
 #include <string.h>
 
 void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_stats *statsp) {
-    const struct dbp_pool_counters *count = &table->pools[pool].count;
+    const struct dbp_pool_counters *count = &table->pools[dbp_pool_place(pool)].count;
 
     statsp->size = atomic_load(&count->size);
     statsp->max = atomic_load(&count->max);
@@ -29,13 +29,13 @@ void dbp_inspect_stats(const struct dbp_table *table, uint32_t pool, struct dbp_
     statsp->undone = atomic_load(&count->undone);
     statsp->kills = atomic_load(&count->kills);
     statsp->all_size = 0;
-    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
-        statsp->all_size += atomic_load(&table->pools[i].live) ? atomic_load(&table->pools[i].count.size) : 0;
+    for (uint32_t i = 0, n = atomic_load(&table->n_pools); i < n && i < DBP_POOLS_MAX; i++)
+        statsp->all_size += atomic_load(&table->pools[i].count.size);
     statsp->all_max = atomic_load(&table->max_sessions);
 }
 
 void dbp_inspect_error(const struct dbp_table *table, uint32_t pool, struct dbp_error *errorp) {
-    const struct dbp_pool *p = &table->pools[pool];
+    const struct dbp_pool *p = &table->pools[dbp_pool_place(pool)];
     struct dbp_error copy;
     uint32_t words[DBP_ERROR_WORDS], before, after;
     int tries = 0;

@@ -21,13 +21,16 @@
 #define TICK_US 1000000u /* sweep and ages: bounds how long a stopped process's half-done work can stay */
 #define FIRST_CONNECTOR_MOST_US 5000000u /* it is started with everything else */
 #define CONNECTOR_MOST_US \
-    3000000u /* without one, before who needs a login is told: after a harakiri uWSGI sleeps a second */
+    3000000u             /* without one, before who needs a login is told: after a harakiri uWSGI sleeps a second */
+#define DROPS_LOGGED 64u /* then at powers of two: with more pools than there are places it happens all the time */
+#define ROOM_FOR 8u      /* pools, each time that room is made: who needs one place needs the next one soon */
 #define REPLACE_EARLY_US 5000000u /* before the end of a lifetime: more than a login takes */
 
 void dbp_keeper_attend(struct dbp_keeper *keeper, uint32_t pool) {
     /* The flag is taken before the look, so that what comes during the look rings again; and at every look, not only
      * when the doorbell rang: a client that died between setting it and ringing would silence all others for good. */
-    atomic_store(&keeper->table->pools[pool].attention, 0);
+    dbp_attention_take(keeper->table, pool);
+    dbp_kept_activate(keeper, pool);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         struct kept *kept = &keeper->sessions[i];
         dbp_word word = word_of(keeper, i);
@@ -112,10 +115,94 @@ static void check_deadline(struct dbp_keeper *keeper, uint32_t session, uint64_t
     }
 }
 
+/* ---- pools that go ---- */
+
 static void drop(struct dbp_keeper *keeper, uint32_t pool) {
-    dbp_kept_say(keeper, DBP_LOG_INFO, "pool '%s': the one with the earlier settings is gone", alias_of(keeper, pool));
+    /* Who came too late to hear that it closes, and has not looked again yet. */
+    dbp_handoff_fail(&keeper->share, handle_of(keeper, pool), atomic_load(&keeper->table->pools[pool].queue.tail));
+    keeper->dropped++;
+    if (keeper->dropped <= DROPS_LOGGED || (keeper->dropped & (keeper->dropped - 1)) == 0)
+        dbp_kept_say(keeper, DBP_LOG_INFO,
+                     dbp_registry_superseded(keeper->registry, pool)
+                         ? "pool '%s': the one with the earlier settings is gone"
+                         : "pool '%s' is gone: it was not used, and its place is needed",
+                     alias_of(keeper, pool));
     dbp_registry_drop(keeper->registry, keeper->table, pool);
     keeper->pools[pool] = (struct kept_pool){.allowance = UINT32_MAX};
+    keeper->active[pool / 64u] &= ~((uint64_t)1 << pool % 64u);
+    if (keeper->ops.pool_gone)
+        keeper->ops.pool_gone(keeper->ops.arg, pool);
+}
+
+static bool is_closing(const struct dbp_keeper *keeper, uint32_t pool) {
+    return dbp_registry_closing(keeper->registry, pool);
+}
+
+/* Nobody comes in any more; idle sessions are ended, leased ones at their return; then it is dropped. Whoever wants it
+ * again registers it. */
+static void close_pool(struct dbp_keeper *keeper, uint32_t pool) {
+    dbp_registry_close(keeper->registry, keeper->table, pool);
+    /* First said, then looked: who queues from now on sees it, who has queued before is told. */
+    dbp_handoff_fail(&keeper->share, handle_of(keeper, pool), atomic_load(&keeper->table->pools[pool].queue.tail));
+    dbp_kept_look_again(keeper, pool);
+    dbp_opening_tend(keeper, pool);
+    if (keeper->pools[pool].total == 0)
+        drop(keeper, pool);
+}
+
+static bool may_go(const struct dbp_keeper *keeper, uint32_t pool) {
+    return keeper->pools[pool].users == 0 && dbp_registry_superseded(keeper->registry, pool) &&
+           !is_closing(keeper, pool);
+}
+
+void dbp_keeper_tidy(struct dbp_keeper *keeper) {
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+        if (may_go(keeper, pool))
+            close_pool(keeper, pool);
+}
+
+/* Who goes first: whom nobody would miss, then who was used longest ago. */
+static bool goes_before(const struct dbp_keeper *keeper, uint32_t a, uint32_t b) {
+    bool missed_a = keeper->pools[a].users > 0, missed_b = keeper->pools[b].users > 0;
+    bool current_a = !dbp_registry_superseded(keeper->registry, a),
+         current_b = !dbp_registry_superseded(keeper->registry, b);
+
+    if (missed_a != missed_b)
+        return missed_b;
+    if (current_a != current_b)
+        return current_b;
+    return keeper->pools[a].used_us < keeper->pools[b].used_us;
+}
+
+int dbp_keeper_make_room(struct dbp_keeper *keeper) {
+    bool in_use[DBP_POOLS_MAX] = {false};
+    uint32_t closing = 0, gone = 0;
+
+    for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
+        enum dbp_state state = dbp_word_state(word_of(keeper, i));
+        if (keeper->home[i] && (state == DBP_LEASED || state == DBP_GRANTED))
+            in_use[pool_of(keeper, i)] = true;
+    }
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
+        closing += is_closing(keeper, pool);
+        in_use[pool] = in_use[pool] || !dbp_registry_spec(keeper->registry, pool) || is_closing(keeper, pool) ||
+                       dbp_kept_waiting(keeper, pool, 1) > 0;
+    }
+    while (closing + gone < ROOM_FOR) {
+        uint32_t next = DBP_POOLS_MAX;
+        for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+            if (!in_use[pool] && (next == DBP_POOLS_MAX || goes_before(keeper, pool, next)))
+                next = pool;
+        if (next == DBP_POOLS_MAX)
+            break;
+        in_use[next] = true;
+        close_pool(keeper, next);
+        if (is_closing(keeper, next))
+            closing++;
+        else
+            gone++;
+    }
+    return gone > 0 ? 0 : closing > 0 ? DBP_E_BUSY : DBP_E_FULL;
 }
 
 static bool is_attached(const struct dbp_keeper *keeper, uint32_t holder) {
@@ -136,7 +223,7 @@ static bool possible(const struct dbp_keeper *keeper, uint32_t session, dbp_word
 
     if (!keeper->home[session])
         return state == DBP_EMPTY;
-    if (atomic_load(&shared(keeper, session)->pool) != pool_of(keeper, session))
+    if (atomic_load(&shared(keeper, session)->pool) != handle_of(keeper, pool_of(keeper, session)))
         return false;
     if (kept->opening_sent || kept->ending || kept->resetting)
         return state == (kept->opening_sent ? DBP_OPENING : kept->ending ? DBP_CLOSING : DBP_RESETTING);
@@ -158,7 +245,7 @@ static void mend(struct dbp_keeper *keeper, uint32_t session) {
                      "the shared table is damaged at session slot %u, which is ended (%u so far)", session,
                      keeper->mended);
     if (keeper->home[session])
-        atomic_store(&shared(keeper, session)->pool, pool_of(keeper, session));
+        atomic_store(&shared(keeper, session)->pool, handle_of(keeper, pool_of(keeper, session)));
     if (kept->opening_sent || !keeper->home[session]) {
         dbp_ending_vacate(keeper, session);
         return;
@@ -166,6 +253,32 @@ static void mend(struct dbp_keeper *keeper, uint32_t session) {
     dbp_session_force(keeper->table, session, DBP_CLOSING, 1);
     if (!kept->ending)
         dbp_ending_begin(keeper, session, true);
+}
+
+/* Where it says yes the pool is looked at in earnest: somebody waits, rang, or wrote where he may not. */
+static bool looks_used(const struct dbp_keeper *keeper, uint32_t pool) {
+    const struct dbp_pool *p = &keeper->table->pools[pool];
+
+    return dbp_attention(keeper->table, pool) || !dbp_queue_quiet(&p->queue) ||
+           atomic_load(&p->count.size) != (int64_t)keeper->pools[pool].total;
+}
+
+static void activate_all_in_use(struct dbp_keeper *keeper) {
+    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+        if (dbp_registry_spec(keeper->registry, pool) && looks_used(keeper, pool))
+            dbp_kept_activate(keeper, pool);
+}
+
+static void deactivate(struct dbp_keeper *keeper, uint32_t pool) {
+    keeper->active[pool / 64u] &= ~((uint64_t)1 << pool % 64u);
+}
+
+static void note_use(struct dbp_keeper *keeper, uint32_t pool, uint64_t now) {
+    int64_t acquires = dbp_pool_acquires(keeper->table, pool);
+
+    if (acquires != keeper->pools[pool].acquires)
+        keeper->pools[pool].used_us = now;
+    keeper->pools[pool].acquires = acquires;
 }
 
 uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
@@ -178,6 +291,7 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
             if (atomic_load(&keeper->table->procs[slot].attached) != keeper->attached[slot])
                 dbp_keeper_attached(keeper, slot, keeper->attached[slot]); /* overwritten */
+        activate_all_in_use(keeper);
     }
     uint64_t next = keeper->next_tick_us;
     if (!keeper->connector && !keeper->stopping) {
@@ -185,7 +299,7 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
             sooner(&next, keeper->connector_due_us);
         else if (now >= keeper->connector_missed_us + CONNECTOR_MOST_US) {
             keeper->connector_missed_us = now;
-            for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
+            for (uint32_t pool = 0; (pool = dbp_kept_active(keeper, pool)) < DBP_POOLS_MAX; pool++)
                 dbp_kept_look_again(keeper, pool);
         }
     }
@@ -194,8 +308,10 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         enum dbp_state state = dbp_word_state(word_of(keeper, i));
         if (state == DBP_EMPTY)
             continue;
-        if (sweep && state == DBP_LEASED)
+        if (sweep && state == DBP_LEASED) {
             saw_holder(keeper, dbp_word_owner(word_of(keeper, i)), now);
+            keeper->pools[pool_of(keeper, i)].used_us = now;
+        }
         const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool_of(keeper, i));
         if (keeper->sessions[i].ending || keeper->sessions[i].resetting || keeper->sessions[i].opening_sent)
             check_deadline(keeper, i, now, &next);
@@ -205,25 +321,31 @@ uint64_t dbp_keeper_tick(struct dbp_keeper *keeper) {
         }
     }
     sooner(&next, dbp_rationing_look(keeper));
-    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
+    for (uint32_t pool = 0; (pool = dbp_kept_active(keeper, pool)) < DBP_POOLS_MAX; pool++) {
         struct kept_pool *kp = &keeper->pools[pool];
-        if (!dbp_registry_spec(keeper->registry, pool))
+        if (!dbp_registry_spec(keeper->registry, pool)) {
+            deactivate(keeper, pool);
             continue;
+        }
         if (sweep) {
-            dbp_handoff_bury_strangers(&keeper->share, pool, keeper->attached);
-            dbp_handoff_sweep(&keeper->share, pool);
+            uint32_t handle = handle_of(keeper, pool);
+            dbp_handoff_bury_strangers(&keeper->share, handle, keeper->attached);
+            dbp_handoff_sweep(&keeper->share, handle);
             dbp_table_recount(keeper->table, pool);
             dbp_keeper_attend(keeper, pool);
+            note_use(keeper, pool, now);
         } else if (kp->look_again || (kp->wake_at_us && kp->wake_at_us <= now)) {
             dbp_opening_tend(keeper, pool);
         }
-        if (kp->total == 0 && dbp_kept_leaving(keeper, pool))
+        dbp_pool_sum_up(keeper->table, pool);
+        if (kp->total == 0 && is_closing(keeper, pool))
             drop(keeper, pool);
         else if (kp->look_again) /* it ended one that was gone already: there is room for another */
             next = now;
-        else if (kp->wake_at_us && kp->wake_at_us < next)
-            next = kp->wake_at_us;
-        dbp_pool_sum_up(keeper->table, pool);
+        else if (kp->wake_at_us)
+            sooner(&next, kp->wake_at_us);
+        else if (sweep && kp->total == 0 && !looks_used(keeper, pool)) /* not before it was looked at in earnest */
+            deactivate(keeper, pool);
     }
     if (keeper->refused)
         sooner(&next, keeper->ration_at_us);
@@ -347,7 +469,7 @@ void dbp_keeper_busy(struct dbp_keeper *keeper, uint64_t slots[DBP_PROCS_MAX / 6
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
         struct dbp_queue *queue = &keeper->table->pools[pool].queue;
         dbp_place place;
-        if (!dbp_registry_spec(keeper->registry, pool))
+        if (!dbp_registry_spec(keeper->registry, pool) || dbp_queue_quiet(queue))
             continue;
         for (uint32_t ticket = atomic_load(&queue->head); dbp_queue_next(queue, &ticket, &place);)
             mark_slot(slots, dbp_place_proc(place));
@@ -356,9 +478,9 @@ void dbp_keeper_busy(struct dbp_keeper *keeper, uint64_t slots[DBP_PROCS_MAX / 6
 
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
     /* Places first: a session granted to one of them then goes back by the sweep instead of being lost. */
-    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++)
-        if (dbp_registry_spec(keeper->registry, pool))
-            dbp_handoff_bury(&keeper->share, pool, slot);
+    activate_all_in_use(keeper);
+    for (uint32_t pool = 0; (pool = dbp_kept_active(keeper, pool)) < DBP_POOLS_MAX; pool++)
+        dbp_handoff_bury(&keeper->share, handle_of(keeper, pool), slot);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         dbp_word word = word_of(keeper, i);
         const struct kept *kept = &keeper->sessions[i];
@@ -367,13 +489,17 @@ void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot) {
             dbp_session_move(keeper->table, i, word, DBP_CLOSING, 1, NULL))
             dbp_ending_begin(keeper, i, true);
     }
-    for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
+    for (uint32_t pool = 0; (pool = dbp_kept_active(keeper, pool)) < DBP_POOLS_MAX; pool++) {
         if (!dbp_registry_spec(keeper->registry, pool))
             continue;
-        dbp_handoff_sweep(&keeper->share, pool);
+        dbp_handoff_sweep(&keeper->share, handle_of(keeper, pool));
         dbp_table_recount(keeper->table, pool);
         dbp_keeper_attend(keeper, pool);
     }
+}
+
+void dbp_keeper_used(struct dbp_keeper *keeper, uint32_t pool) {
+    keeper->pools[pool].used_us = dbp_now_us();
 }
 
 void dbp_keeper_joined(struct dbp_keeper *keeper, uint32_t pool) {
@@ -382,10 +508,11 @@ void dbp_keeper_joined(struct dbp_keeper *keeper, uint32_t pool) {
 
 void dbp_keeper_left(struct dbp_keeper *keeper, uint32_t pool) {
     keeper->pools[pool].users--;
-    dbp_kept_look_again(keeper, pool);
+    if (may_go(keeper, pool))
+        close_pool(keeper, pool);
 }
 
-int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t pools, uint32_t session,
+int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, const uint64_t *pools, uint32_t session,
                       uint32_t generation, int *fdp, const struct dbp_session_facts **factsp) {
     if (session >= DBP_SESSIONS_MAX)
         return DBP_E_STALE;
@@ -394,7 +521,7 @@ int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t p
         !is_attached(keeper, dbp_word_owner(word)) || dbp_word_generation(word) != generation ||
         keeper->fds[session] < 0)
         return DBP_E_STALE;
-    if (!(pools & 1u << pool_of(keeper, session)))
+    if (!(pools[pool_of(keeper, session) / 64u] >> pool_of(keeper, session) % 64u & 1u))
         return DBP_E_INVALID;
     *fdp = keeper->fds[session];
     *factsp = &keeper->sessions[session].facts;

@@ -43,13 +43,20 @@ void dbp_keeper_busy(struct dbp_keeper *keeper, uint64_t slots[DBP_PROCS_MAX / 6
 /* The process in slot died: ends what it held, frees what it waited for. */
 void dbp_keeper_holder_died(struct dbp_keeper *keeper, uint32_t slot);
 
-/* A process has registered the pool, once; / and is gone. A superseded pool that nobody uses drains and goes. */
+/* A process has registered the pool, once; / and is gone. */
 void dbp_keeper_joined(struct dbp_keeper *keeper, uint32_t pool);
 void dbp_keeper_left(struct dbp_keeper *keeper, uint32_t pool);
+/* Superseded pools that nobody uses any more drain and go. */
+void dbp_keeper_tidy(struct dbp_keeper *keeper);
+/* Has pools go that have neither a lease nor a waiter, for another one's sake. 0: there is room; DBP_E_BUSY: soon;
+ * DBP_E_FULL: all are in use. */
+int dbp_keeper_make_room(struct dbp_keeper *keeper) DBP_MUST_USE;
+/* It was registered just now. */
+void dbp_keeper_used(struct dbp_keeper *keeper, uint32_t pool);
 
-/* The fd (borrowed) and facts of a session that slot holds in this generation, of one of pools (bits): those that its
- * process has registered itself, by settings that it knows. 0, DBP_E_STALE, DBP_E_INVALID (another pool's). */
-int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, uint32_t pools, uint32_t session,
+/* The fd (borrowed) and facts of a session that slot holds in this generation, of one of pools (a bit each): those that
+ * its process has registered itself, by settings that it knows. 0, DBP_E_STALE, DBP_E_INVALID (another pool's). */
+int dbp_keeper_lookup(const struct dbp_keeper *keeper, uint32_t slot, const uint64_t *pools, uint32_t session,
                       uint32_t generation, int *fdp, const struct dbp_session_facts **factsp) DBP_MUST_USE;
 
 /* In a forked child of the process that runs the broker: closes all session fds (I11). */

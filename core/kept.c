@@ -53,25 +53,37 @@ void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd) {
 
 void dbp_kept_look_again(struct dbp_keeper *keeper, uint32_t pool) {
     keeper->pools[pool].look_again = true;
+    dbp_kept_activate(keeper, pool);
+}
+
+void dbp_kept_activate(struct dbp_keeper *keeper, uint32_t pool) {
+    keeper->active[pool / 64u] |= (uint64_t)1 << pool % 64u;
+}
+
+uint32_t dbp_kept_active(const struct dbp_keeper *keeper, uint32_t from) {
+    for (uint32_t word = from / 64u; word < DBP_ATTENTION_WORDS; word++, from = 64u * word) {
+        uint64_t bits = keeper->active[word] >> from % 64u;
+        if (bits)
+            return from + (uint32_t)__builtin_ctzll(bits);
+    }
+    return DBP_POOLS_MAX;
 }
 
 static uint32_t smaller(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
-bool dbp_kept_leaving(const struct dbp_keeper *keeper, uint32_t pool) {
-    return keeper->pools[pool].users == 0 && dbp_registry_superseded(keeper->registry, pool);
-}
-
 struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t pool) {
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
     uint32_t allowance = keeper->pools[pool].allowance;
 
-    if (!spec || dbp_kept_leaving(keeper, pool))
+    if (!spec || dbp_registry_closing(keeper->registry, pool))
         return (struct dbp_kept_limits){0};
-    return (struct dbp_kept_limits){.pool_size = smaller(spec->pool_size, allowance),
+    /* Of one that is superseded no session is kept beyond its grace: nobody new comes to it. */
+    bool superseded = dbp_registry_superseded(keeper->registry, pool);
+    return (struct dbp_kept_limits){.pool_size = superseded ? 0 : smaller(spec->pool_size, allowance),
                                     .cap = smaller(spec->pool_size + spec->max_overflow, allowance),
-                                    .min_size = smaller(spec->min_size, allowance)};
+                                    .min_size = superseded ? 0 : smaller(spec->min_size, allowance)};
 }
 
 uint32_t dbp_kept_count(const struct dbp_keeper *keeper, uint32_t pool, enum dbp_state state) {

@@ -23,6 +23,8 @@ struct dbp_keeper_ops {
     /* Watches (events != 0) or stops watching (0) the fd of a session in the broker's epoll. An event that comes for
      * another incarnation is not this session's. */
     int (*watch)(void *arg, uint32_t session, uint32_t incarnation, int fd, uint32_t events, bool first);
+    /* The pool is forgotten, its place may be another's. May be NULL. */
+    void (*pool_gone)(void *arg, uint32_t pool);
     void *arg;
 };
 
@@ -62,6 +64,8 @@ struct kept_pool {
     uint32_t candidates_refused; /* passwords, since one was let in */
     uint64_t no_login_before_us; /* a KILL needs the room that an ended session leaves at the server */
     uint64_t wake_at_us;
+    uint64_t used_us;     /* when somebody last registered it, or was seen to have leases of it */
+    int64_t acquires;     /* as the last sweep found them */
     bool introduced;      /* dbp_resetting_introduce */
     bool undone;          /* the log was told of a lease whose rows a rollback takes back */
     uint32_t last_logged; /* error code of the last logged login failure */
@@ -84,11 +88,14 @@ struct dbp_keeper {
     bool scarce;                  /* the pools have allowances */
     uint64_t ration_at_us;        /* not again before */
     struct kept_pool pools[DBP_POOLS_MAX];
+    uint64_t
+        active[DBP_ATTENTION_WORDS]; /* a bit for each pool that something may be done about; the others cost nothing */
     /* The broker's own idea of what the table says: 1 + the pool of each slot out of EMPTY. The table can be written by
      * any process: what is an index or is counted by the cap is taken from here. */
-    uint8_t home[DBP_SESSIONS_MAX];
+    uint16_t home[DBP_SESSIONS_MAX];
     uint32_t attached[DBP_PROCS_MAX]; /* which attach of each slot is in force; 0: none */
     uint64_t seen_us[DBP_PROCS_MAX];  /* when its process last did something that the broker noticed */
+    uint32_t dropped;                 /* pools, for the log */
     uint32_t mended;                  /* words put right, logged at powers of two */
     struct kept *sessions;            /* DBP_SESSIONS_MAX; pages of unused ones are never touched */
     int fds[DBP_SESSIONS_MAX];        /* the broker's copy of each session's fd; -1: none */
@@ -108,6 +115,10 @@ static inline uint32_t pool_of(const struct dbp_keeper *keeper, uint32_t session
     return home ? home - 1 : 0;
 }
 
+static inline uint32_t handle_of(const struct dbp_keeper *keeper, uint32_t pool) {
+    return dbp_registry_handle(keeper->registry, pool);
+}
+
 static inline const char *alias_of(const struct dbp_keeper *keeper, uint32_t pool) {
     const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
 
@@ -124,8 +135,6 @@ struct dbp_kept_limits {
 };
 
 struct dbp_kept_limits dbp_kept_limits(const struct dbp_keeper *keeper, uint32_t pool);
-/* True for a pool that nobody uses any more and whose alias has another one: it drains and goes. */
-bool dbp_kept_leaving(const struct dbp_keeper *keeper, uint32_t pool);
 /* dbp_pool_count, in range: the figure may be below zero for a moment, or damaged. */
 uint32_t dbp_kept_count(const struct dbp_keeper *keeper, uint32_t pool, enum dbp_state state);
 /* Waiters of the pool, counted up to `most`. */
@@ -146,5 +155,9 @@ void dbp_kept_set_fd(struct dbp_keeper *keeper, uint32_t session, int fd);
 uint64_t dbp_kept_random(struct dbp_keeper *keeper, uint64_t most);
 /* The pool's figures have changed: its policy is asked again at the end of the broker's batch (dbp_keeper_tick). */
 void dbp_kept_look_again(struct dbp_keeper *keeper, uint32_t pool);
+/* The ticks look at it from now on, until there is nothing to do. */
+void dbp_kept_activate(struct dbp_keeper *keeper, uint32_t pool);
+/* The next active pool from `from` on; DBP_POOLS_MAX: none. */
+uint32_t dbp_kept_active(const struct dbp_keeper *keeper, uint32_t from);
 
 #endif

@@ -29,8 +29,8 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
         dbp_word word = atomic_load(&session->word);
         if (dbp_word_state(word) != DBP_EMPTY || keeper->home[i])
             continue;
-        keeper->home[i] = (uint8_t)(pool + 1);
-        atomic_store(&session->pool, pool);
+        keeper->home[i] = (uint16_t)(pool + 1);
+        atomic_store(&session->pool, handle_of(keeper, pool));
         atomic_store(&session->incarnation, ++keeper->sessions[i].incarnation);
         atomic_store(&session->unfit, 0);
         atomic_store(&session->users, 0);
@@ -39,6 +39,7 @@ static bool reserve(struct dbp_keeper *keeper, uint32_t pool, uint32_t *sessionp
         if (!dbp_session_move(keeper->table, i, word, DBP_OPENING, 0, NULL))
             dbp_session_force(keeper->table, i, DBP_OPENING, 0); /* EMPTY is the broker's alone: damaged */
         keeper->pools[pool].total++;
+        dbp_kept_activate(keeper, pool);
         keeper->total++;
         *sessionp = i;
         return true;
@@ -157,7 +158,7 @@ static void login_failed(struct dbp_keeper *keeper, uint32_t session, const stru
     count_failure(keeper, pool, error);
     /* Whoever came after this login was asked for may be met by a better one. */
     if (!any_alive(keeper, pool))
-        dbp_handoff_fail(&keeper->share, pool, before);
+        dbp_handoff_fail(&keeper->share, handle_of(keeper, pool), before);
     dbp_opening_tend(keeper, pool);
 }
 
@@ -179,7 +180,7 @@ static void fail_the_hopeless(struct dbp_keeper *keeper, uint32_t pool) {
     if (missing && kp->failures == 0) /* else the reason is known better */
         publish_error(&keeper->table->pools[pool], &no_connector);
     if (missing || (kp->refused && kp->failures > 0 && now < kp->retry_at_us))
-        dbp_handoff_fail(&keeper->share, pool, atomic_load(&keeper->table->pools[pool].queue.tail));
+        dbp_handoff_fail(&keeper->share, handle_of(keeper, pool), atomic_load(&keeper->table->pools[pool].queue.tail));
 }
 
 static bool is_stream(int fd) {
@@ -235,7 +236,7 @@ void dbp_opening_delivered(struct dbp_keeper *keeper, const struct dbp_wire_open
     keeper->pools[pool].last_logged = 0;
     if (dbp_kept_move(keeper, msg->session, DBP_OPENING, DBP_IDLE, 0)) /* else damaged: the next tick ends it */
         dbp_idle_offer(keeper->table, msg->session);
-    dbp_handoff_match(&keeper->share, pool);
+    dbp_handoff_match(&keeper->share, handle_of(keeper, pool));
     dbp_opening_tend(keeper, pool);
 }
 

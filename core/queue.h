@@ -49,8 +49,8 @@ static inline uint32_t dbp_place_ticket(dbp_place place) {
     return (uint32_t)(place >> 32);
 }
 
-/* How the place of ticket % DBP_WAITERS_MAX == i is kept: its ticket less what it is at first, so that memory of zeros is a
- * queue that nobody has used yet, and costs nothing. */
+/* How the place of ticket % DBP_WAITERS_MAX == i is kept: its ticket less what it is at first, so that memory of zeros
+ * is a queue that nobody has used yet, and costs nothing. */
 static inline dbp_place dbp_place_kept(dbp_place place, uint32_t i) {
     return place - ((dbp_place)(i % DBP_WAITERS_MAX - DBP_WAITERS_MAX) << 32);
 }

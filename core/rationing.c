@@ -38,9 +38,12 @@ uint64_t dbp_rationing_look(struct dbp_keeper *keeper) {
         return keeper->ration_at_us;
     for (uint32_t pool = 0; pool < DBP_POOLS_MAX; pool++) {
         uint32_t closing;
-        if (!dbp_registry_spec(keeper->registry, pool))
+        const struct dbp_pool_spec *spec = dbp_registry_spec(keeper->registry, pool);
+        if (!spec)
             continue;
         keeper->pools[pool].allowance = UINT32_MAX; /* the claim is what it would take without a ration */
+        if (spec->min_size == 0 && dbp_kept_active(keeper, pool) != pool)
+            continue; /* it has nothing and wants nothing */
         shares[n] = share_of(keeper, pool, &closing);
         wanted += (uint64_t)larger(shares[n].claim, shares[n].live) + closing;
         pools[n++] = pool;

@@ -14,8 +14,12 @@ struct dbp_registry {
     char (*candidates)[sizeof(((struct dbp_pool_spec *)0)->password)]; /* behind them */
     char (*refused)[sizeof(((struct dbp_pool_spec *)0)->password)];    /* and those that were last */
     uint64_t candidate[DBP_POOLS_MAX];                                 /* 0: there is none */
-    uint64_t again_us[DBP_POOLS_MAX]; /* before that, the refused one is no candidate; 0: there is none */
-    uint64_t since[DBP_POOLS_MAX];    /* turn in which it became its alias's current pool; 0: a free place */
+    uint64_t again_us[DBP_POOLS_MAX];   /* before that, the refused one is no candidate; 0: there is none */
+    uint64_t since[DBP_POOLS_MAX];      /* turn in which it became its alias's current pool; 0: a free place */
+    uint32_t generation[DBP_POOLS_MAX]; /* of handles: how many pools have lived in this place before */
+    bool superseded[DBP_POOLS_MAX];     /* the alias has a newer pool */
+    bool closing[DBP_POOLS_MAX];        /* nobody comes in any more */
+    uint32_t n_places;                  /* that were ever used: the others' memory is left alone */
     uint64_t turn;
     bool wiped_by_hand; /* the kernel does not do it (MADV_WIPEONFORK): dbp_registry_fork_child does */
 };
@@ -46,9 +50,15 @@ int dbp_registry_new(struct dbp_registry **registryp) {
     return 0;
 }
 
+static void wipe(struct dbp_registry *registry) {
+    explicit_bzero(registry->specs, registry->n_places * sizeof *registry->specs);
+    explicit_bzero(registry->candidates, registry->n_places * sizeof *registry->candidates);
+    explicit_bzero(registry->refused, registry->n_places * sizeof *registry->refused);
+}
+
 struct dbp_registry *dbp_registry_free(struct dbp_registry *registry) {
     if (registry) {
-        explicit_bzero(registry->specs, SPECS_SIZE);
+        wipe(registry);
         munmap(registry->specs, SPECS_SIZE);
         free(registry);
     }
@@ -57,7 +67,7 @@ struct dbp_registry *dbp_registry_free(struct dbp_registry *registry) {
 
 void dbp_registry_fork_child(struct dbp_registry *registry) {
     if (registry->wiped_by_hand)
-        explicit_bzero(registry->specs, SPECS_SIZE);
+        wipe(registry);
 }
 
 const struct dbp_pool_spec *dbp_registry_spec(const struct dbp_registry *registry, uint32_t pool) {
@@ -175,17 +185,31 @@ static bool same_identity(const struct dbp_pool_spec *old, const struct dbp_pool
     return true;
 }
 
-static void publish(struct dbp_pool *pool, const struct dbp_pool_spec *spec) {
-    atomic_store(&pool->ring_above, spec->overflow_grace_ms ? UINT32_MAX : spec->pool_size);
-    atomic_store(&pool->max_waiting, spec->max_waiting);
-    atomic_store(&pool->count.max, (int64_t)spec->pool_size + spec->max_overflow);
+/* What the table says of a pool, or of a free place. */
+static void publish(const struct dbp_registry *registry, struct dbp_table *table, uint32_t i) {
+    struct dbp_pool *pool = &table->pools[i];
+    const struct dbp_pool_spec *spec = &registry->specs[i];
+    bool open = registry->since[i] && !registry->closing[i];
+
+    if (registry->since[i]) {
+        /* Of one that closes the broker wants to know each return. */
+        uint32_t keeps = open && !registry->superseded[i] ? spec->pool_size : 0;
+        atomic_store(&pool->ring_above, open && spec->overflow_grace_ms ? UINT32_MAX : keeps);
+        atomic_store(&pool->max_waiting, spec->max_waiting);
+        atomic_store(&pool->count.max, open ? (int64_t)spec->pool_size + spec->max_overflow : 0);
+        if (memcmp(pool->alias, spec->alias, sizeof pool->alias) != 0)
+            memcpy(pool->alias, spec->alias, sizeof pool->alias);
+    }
+    atomic_store(&pool->live, open ? dbp_pool_live(dbp_registry_handle(registry, i)) : 0); /* last */
+    if (atomic_load(&table->n_pools) != registry->n_places)
+        atomic_store(&table->n_pools, registry->n_places);
 }
 
 /* The alias's current pool, or DBP_POOLS_MAX. */
 static uint32_t current(const struct dbp_registry *registry, const char *alias) {
     uint32_t found = DBP_POOLS_MAX;
 
-    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
+    for (uint32_t i = 0; i < registry->n_places; i++)
         if (registry->since[i] && strcmp(registry->specs[i].alias, alias) == 0 &&
             (found == DBP_POOLS_MAX || registry->since[i] > registry->since[found]))
             found = i;
@@ -195,40 +219,37 @@ static uint32_t current(const struct dbp_registry *registry, const char *alias) 
 static uint32_t of_identity(const struct dbp_registry *registry, const struct dbp_pool_spec *spec) {
     char difference[DBP_TEXT_MAX];
 
-    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
-        if (registry->since[i] && same_identity(&registry->specs[i], spec, difference))
+    for (uint32_t i = 0; i < registry->n_places; i++)
+        if (registry->since[i] && strcmp(registry->specs[i].alias, spec->alias) == 0 &&
+            same_identity(&registry->specs[i], spec, difference))
             return i;
     return DBP_POOLS_MAX;
 }
 
-static uint32_t take_place(const struct dbp_registry *registry, struct dbp_table *table) {
+static uint32_t take_place(struct dbp_registry *registry, struct dbp_table *table) {
     uint32_t i = 0;
 
     while (i < DBP_POOLS_MAX && registry->since[i])
         i++;
     if (i == DBP_POOLS_MAX)
         return i;
-    struct dbp_pool *pool = &table->pools[i];
-    memset(pool, 0, offsetof(struct dbp_pool, queue)); /* what a pool that was here before has left */
-    dbp_queue_init(&pool->queue);
+    if (i >= registry->n_places) { /* its memory is as the kernel gave it: zeros */
+        registry->n_places = i + 1;
+        return i;
+    }
+    /* What a pool that was here before has left, but for the queue: its tickets go on, so that a ticket of before is
+     * nobody's. Word by word: somebody who comes too late may read it, or count in it. */
+    _Atomic uint64_t *words = (_Atomic uint64_t *)(void *)&table->pools[i];
+    for (size_t word = 0; word < offsetof(struct dbp_pool, queue) / sizeof *words; word++)
+        atomic_store_explicit(&words[word], 0, memory_order_relaxed);
+    dbp_queue_mend(&table->pools[i].queue);
     return i;
 }
 
 void dbp_registry_mend(const struct dbp_registry *registry, struct dbp_table *table) {
-    uint32_t n_pools = 0;
-
     dbp_table_sign(table);
-    for (uint32_t i = 0; i < DBP_POOLS_MAX; i++) {
-        struct dbp_pool *pool = &table->pools[i];
-        atomic_store(&pool->live, registry->since[i] != 0);
-        if (!registry->since[i])
-            continue;
-        n_pools = i + 1;
-        publish(pool, &registry->specs[i]);
-        if (memcmp(pool->alias, registry->specs[i].alias, sizeof pool->alias) != 0)
-            memcpy(pool->alias, registry->specs[i].alias, sizeof pool->alias);
-    }
-    atomic_store(&table->n_pools, n_pools);
+    for (uint32_t i = 0; i < registry->n_places; i++)
+        publish(registry, table, i);
 }
 
 /* One process may have another password than all others, a wrong one: it must not replace what works. */
@@ -261,19 +282,38 @@ int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, con
         return DBP_E_INVALID;
     uint32_t before = current(registry, spec->alias), pool = of_identity(registry, spec);
     if (pool == DBP_POOLS_MAX && (pool = take_place(registry, table)) == DBP_POOLS_MAX) {
-        snprintf(text, DBP_TEXT_MAX, "there are %u pools already, which is all that fit", DBP_POOLS_MAX);
+        snprintf(text, DBP_TEXT_MAX,
+                 "there are %u pools, which is all that fit, and each has a session that is leased or being ended",
+                 DBP_POOLS_MAX);
         return DBP_E_FULL;
     }
     *changedp = pool != before;
     if (*changedp) {
         registry->since[pool] = ++registry->turn;
-        if (before < DBP_POOLS_MAX)
+        if (before < DBP_POOLS_MAX) {
             (void)same_identity(&registry->specs[before], spec, text);
+            registry->superseded[before] = true;
+            publish(registry, table, before);
+        }
     }
+    registry->superseded[pool] = registry->closing[pool] = false;
     take_over(registry, pool, spec);
-    dbp_registry_mend(registry, table);
+    publish(registry, table, pool);
     *poolp = pool;
     return 0;
+}
+
+uint32_t dbp_registry_handle(const struct dbp_registry *registry, uint32_t pool) {
+    return pool + registry->generation[pool] * DBP_POOLS_MAX;
+}
+
+void dbp_registry_close(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool) {
+    registry->closing[pool] = true;
+    publish(registry, table, pool);
+}
+
+bool dbp_registry_closing(const struct dbp_registry *registry, uint32_t pool) {
+    return registry->closing[pool];
 }
 
 uint64_t dbp_registry_turn(const struct dbp_registry *registry) {
@@ -313,14 +353,23 @@ bool dbp_registry_candidate_refused(struct dbp_registry *registry, uint32_t pool
 }
 
 bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool) {
-    return dbp_registry_spec(registry, pool) && current(registry, registry->specs[pool].alias) != pool;
+    return dbp_registry_spec(registry, pool) && registry->superseded[pool];
 }
 
 void dbp_registry_drop(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool) {
+    uint32_t next;
+
     registry->since[pool] = 0;
-    forget_candidate(registry, pool);
+    next = current(registry, registry->specs[pool].alias);
+    if (next < DBP_POOLS_MAX) /* the newest of those that are left, should it have been the current one */
+        registry->superseded[next] = false;
+    registry->closing[pool] = registry->superseded[pool] = false;
+    registry->generation[pool] = (registry->generation[pool] + 1) % (UINT32_MAX / DBP_POOLS_MAX);
+    if (registry->candidate[pool])
+        forget_candidate(registry, pool);
+    if (registry->again_us[pool])
+        explicit_bzero(registry->refused[pool], sizeof registry->refused[pool]);
     registry->again_us[pool] = 0;
-    explicit_bzero(registry->refused[pool], sizeof registry->refused[pool]);
     explicit_bzero(&registry->specs[pool], sizeof registry->specs[pool]);
-    dbp_registry_mend(registry, table);
+    publish(registry, table, pool);
 }

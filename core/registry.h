@@ -25,6 +25,13 @@ void dbp_registry_fork_child(struct dbp_registry *registry);
 int dbp_registry_put(struct dbp_registry *registry, struct dbp_table *table, const struct dbp_pool_spec *spec,
                      char *text, uint32_t *poolp, bool *changedp) DBP_MUST_USE;
 
+/* The name by which the table and the processes know the pool, another one for each that lived in its place. */
+uint32_t dbp_registry_handle(const struct dbp_registry *registry, uint32_t pool);
+
+/* From now on nobody finds the pool, until it is put again. / Whether that is so. */
+void dbp_registry_close(struct dbp_registry *registry, struct dbp_table *table, uint32_t pool);
+bool dbp_registry_closing(const struct dbp_registry *registry, uint32_t pool);
+
 /* True when the alias has a newer pool: this one goes when no process uses it any more. */
 bool dbp_registry_superseded(const struct dbp_registry *registry, uint32_t pool);
 

@@ -86,7 +86,7 @@ static void go_on_resetting(struct dbp_keeper *keeper, uint32_t session) {
         if (atomic_load(&shared(keeper, session)->unfit)) /* its wire is idle now: it can go politely */
             dbp_ending_unfit(keeper, session);
         else
-            dbp_handoff_match(&keeper->share, pool);
+            dbp_handoff_match(&keeper->share, handle_of(keeper, pool));
         dbp_kept_look_again(keeper, pool);
         return;
     case DBP_RESET_FAILED:

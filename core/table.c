@@ -69,8 +69,6 @@ bool dbp_table_valid(const struct dbp_table *table) {
 
         if ((uint32_t)dbp_word_state(word) >= DBP_STATES)
             return false;
-        if (dbp_word_state(word) != DBP_EMPTY && atomic_load(&session->pool) >= DBP_POOLS_MAX)
-            return false;
         if (dbp_word_state(word) == DBP_LEASED && dbp_holder_slot(dbp_word_owner(word)) >= DBP_PROCS_MAX)
             return false;
     }
@@ -102,11 +100,9 @@ bool dbp_session_move(struct dbp_table *table, uint32_t session, dbp_word from, 
         return false;
     if (wordp)
         *wordp = next;
-    if (pool >= DBP_POOLS_MAX) /* damaged: the broker puts it right */
-        return true;
     /* Counters are for people and for the cap's first guess; the broker keeps the cap by what it reserved itself. */
-    count(&table->pools[pool], state, dbp_word_owner(from), -1);
-    count(&table->pools[pool], to, owner, 1);
+    count(dbp_pool_at(table, pool), state, dbp_word_owner(from), -1);
+    count(dbp_pool_at(table, pool), to, owner, 1);
     return true;
 }
 
@@ -119,7 +115,7 @@ void dbp_session_force(struct dbp_table *table, uint32_t session, enum dbp_state
 
 bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, uint32_t owner, uint32_t *sessionp,
                    dbp_word *wordp) {
-    struct dbp_pool *p = &table->pools[pool];
+    struct dbp_pool *p = dbp_pool_at(table, pool);
 
     for (uint32_t i = 0; i < DBP_IDLE_WORDS; i++) {
         uint64_t bits = atomic_load(&p->idle[i]);
@@ -138,6 +134,9 @@ bool dbp_idle_take(struct dbp_table *table, uint32_t pool, enum dbp_state to, ui
                 *sessionp = session;
                 return true;
             }
+            /* Taken for a pool that has gone from this place meanwhile: the bit is the next one's. */
+            if (dbp_word_state(word) == DBP_IDLE && atomic_load(&table->sessions[session].pool) != pool)
+                dbp_idle_offer(table, session);
         }
     }
     return false;
@@ -157,8 +156,8 @@ void dbp_idle_offer(struct dbp_table *table, uint32_t session) {
 
     /* The bit is there still if dbp_idle_take_this has left it there: then whoever takes it from now on looks at the
      * word later than that and finds it IDLE. */
-    if (pool < DBP_POOLS_MAX && !(atomic_load(&table->pools[pool].idle[session / 64u]) & bit))
-        atomic_fetch_or(&table->pools[pool].idle[session / 64u], bit);
+    if (!(atomic_load(&dbp_pool_at(table, pool)->idle[session / 64u]) & bit))
+        atomic_fetch_or(&dbp_pool_at(table, pool)->idle[session / 64u], bit);
 }
 
 bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) {
@@ -170,13 +169,13 @@ bool dbp_idle_put(struct dbp_table *table, uint32_t session, dbp_word from) {
 
 bool dbp_idle_any(const struct dbp_table *table, uint32_t pool) {
     for (uint32_t i = 0; i < DBP_IDLE_WORDS; i++)
-        if (atomic_load(&table->pools[pool].idle[i]))
+        if (atomic_load(&table->pools[dbp_pool_place(pool)].idle[i]))
             return true;
     return false;
 }
 
 int64_t dbp_pool_count(const struct dbp_table *table, uint32_t pool, enum dbp_state state) {
-    const struct dbp_pool *p = &table->pools[pool];
+    const struct dbp_pool *p = &table->pools[dbp_pool_place(pool)];
     uint64_t n = 0;
 
     if (state == DBP_LEASED)
@@ -194,19 +193,21 @@ int64_t dbp_pool_count(const struct dbp_table *table, uint32_t pool, enum dbp_st
 }
 
 void dbp_pool_count_acquire(struct dbp_table *table, uint32_t pool, uint32_t slot) {
-    atomic_fetch_add_explicit(&table->pools[pool].usage[slot % DBP_USAGES].acquires, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&table->pools[dbp_pool_place(pool)].usage[slot % DBP_USAGES].acquires, 1,
+                              memory_order_relaxed);
 }
 
 int64_t dbp_pool_acquires(const struct dbp_table *table, uint32_t pool) {
     uint64_t n = 0;
 
     for (uint32_t i = 0; i < DBP_USAGES; i++)
-        n += (uint64_t)atomic_load_explicit(&table->pools[pool].usage[i].acquires, memory_order_relaxed);
+        n +=
+            (uint64_t)atomic_load_explicit(&table->pools[dbp_pool_place(pool)].usage[i].acquires, memory_order_relaxed);
     return (int64_t)n;
 }
 
 void dbp_pool_sum_up(struct dbp_table *table, uint32_t pool) {
-    struct dbp_pool_counters *count = &table->pools[pool].count;
+    struct dbp_pool_counters *count = &dbp_pool_at(table, pool)->count;
 
     atomic_store(&count->acquires, dbp_pool_acquires(table, pool));
     atomic_store(&count->state[DBP_IDLE], dbp_pool_count(table, pool, DBP_IDLE));
@@ -219,7 +220,7 @@ static int64_t difference(int64_t to, int64_t from) {
 }
 
 void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
-    struct dbp_pool *p = &table->pools[pool];
+    struct dbp_pool *p = dbp_pool_at(table, pool);
     int64_t before[DBP_STATES], words[DBP_STATES] = {0}, places = 0, size = 0;
     int64_t waiting = atomic_load(&p->count.waiting);
 
@@ -227,7 +228,8 @@ void dbp_table_recount(struct dbp_table *table, uint32_t pool) {
         before[state] = dbp_pool_count(table, pool, (enum dbp_state)state);
     for (uint32_t i = 0; i < DBP_SESSIONS_MAX; i++) {
         enum dbp_state state = dbp_word_state(atomic_load(&table->sessions[i].word));
-        if (state != DBP_EMPTY && state < DBP_STATES && atomic_load(&table->sessions[i].pool) == pool)
+        if (state != DBP_EMPTY && state < DBP_STATES &&
+            dbp_pool_place(atomic_load(&table->sessions[i].pool)) == dbp_pool_place(pool))
             words[state]++;
     }
     uint32_t ticket = atomic_load(&p->queue.head);

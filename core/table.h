@@ -17,6 +17,7 @@
 
 #define DBP_TABLE_MAGIC 0x6462706f6f6c3031u /* "dbpool01" */
 #define DBP_IDLE_WORDS (DBP_SESSIONS_MAX / 64u)
+#define DBP_ATTENTION_WORDS (DBP_POOLS_MAX / 64u)
 
 /* Who may move a session on from each state. The edges are in dbp_session_move(). */
 enum dbp_state {
@@ -71,7 +72,7 @@ enum dbp_fitness {
  * and published by the move to IDLE; they are atomic because a stale idle bit may make somebody look too early. */
 struct dbp_session {
     _Atomic dbp_word word;
-    _Atomic uint32_t pool;
+    _Atomic uint32_t pool;          /* its handle */
     _Atomic uint32_t incarnation;   /* counts the sessions that lived in this slot */
     _Atomic uint32_t connection_id; /* the server's */
     _Atomic uint32_t
@@ -105,9 +106,18 @@ struct dbp_usage {
     _Atomic int64_t acquires;
 };
 
+/* Pools are named by handles: a place in the table, and which of the pools that lived there it is. A session belongs to
+ * a handle, so nothing that was meant for an earlier pool of the place ever gets one of a later pool's. */
+static inline uint32_t dbp_pool_place(uint32_t pool) {
+    return pool % DBP_POOLS_MAX;
+}
+static inline uint32_t dbp_pool_live(uint32_t pool) { /* dbp_pool.live while it lives */
+    return pool / DBP_POOLS_MAX + 1u;
+}
+
 struct dbp_pool {
-    _Atomic uint32_t live;      /* broker: 1 once all below is written */
-    _Atomic uint32_t attention; /* clients set it before they ring; the broker takes it */
+    _Atomic uint32_t live; /* broker: dbp_pool_live() of the pool that lives here, once all below is written; 0: none */
+    uint32_t reserved;
     char alias[DBP_ALIAS_MAX];
     _Atomic uint32_t ring_above;             /* broker: with more sessions than this it wants to know of each return */
     _Atomic uint32_t max_waiting;            /* broker; 0: no limit but the queue's */
@@ -134,15 +144,42 @@ struct dbp_table {
     _Atomic uint32_t n_pools;      /* broker: places in pools that were ever used */
     _Atomic uint32_t max_sessions; /* broker: of all pools together */
     struct dbp_proc procs[DBP_PROCS_MAX];
+    _Alignas(64) _Atomic uint64_t attention[DBP_ATTENTION_WORDS]; /* a bit for each place of a pool: clients set it
+                                                                     before they ring; the broker takes it */
     _Alignas(64) struct dbp_session sessions[DBP_SESSIONS_MAX];
     struct dbp_pool pools[DBP_POOLS_MAX];
 };
+
+static inline struct dbp_pool *dbp_pool_at(struct dbp_table *table, uint32_t pool) {
+    return &table->pools[dbp_pool_place(pool)];
+}
+static inline bool dbp_pool_lives(const struct dbp_table *table, uint32_t pool) {
+    return atomic_load(&table->pools[dbp_pool_place(pool)].live) == dbp_pool_live(pool); /* pairs with registry.c */
+}
+/* True when it was set already. */
+static inline bool dbp_attention_set(struct dbp_table *table, uint32_t pool) {
+    uint32_t place = dbp_pool_place(pool);
+    uint64_t bit = (uint64_t)1 << place % 64u;
+
+    return atomic_fetch_or(&table->attention[place / 64u], bit) & bit;
+}
+static inline void dbp_attention_take(struct dbp_table *table, uint32_t pool) {
+    uint32_t place = dbp_pool_place(pool);
+
+    atomic_fetch_and(&table->attention[place / 64u], ~((uint64_t)1 << place % 64u));
+}
+static inline bool dbp_attention(const struct dbp_table *table, uint32_t pool) {
+    uint32_t place = dbp_pool_place(pool);
+
+    return atomic_load(&table->attention[place / 64u]) >> place % 64u & 1u;
+}
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(void *) == 8,
                "64 bit machines only: a lock of libatomic's would be one for each process");
 _Static_assert(sizeof(struct dbp_session) == 64, "a session is one cache line");
 _Static_assert(sizeof(struct dbp_proc) == 32, "layout");
 _Static_assert(DBP_SESSIONS_MAX % 64 == 0 && DBP_SESSIONS_MAX <= 1024, "queue entries have 10 bits for a session");
+_Static_assert(DBP_POOLS_MAX % 64 == 0, "attention has whole words");
 _Static_assert(DBP_PROCS_MAX <= 1024, "queue entries have 10 bits for a process slot");
 
 /* Maps a new table (memfd, MAP_SHARED: forked children see the same). *tablep is the caller's, until dbp_table_free.

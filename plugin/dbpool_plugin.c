@@ -36,6 +36,11 @@ extern pid_t masterpid;
 #define TEXT_OF(number) #number
 #define TEXT(number) TEXT_OF(number)
 
+struct announced {
+    struct announced *next;
+    struct dbp_pool_spec spec;
+};
+
 static struct {
     bool made; /* share is there: a master runs, or will */
     struct dbp_share share;
@@ -43,10 +48,9 @@ static struct {
     struct dbp_broker *broker;
     pid_t master;
     char *max_sessions_option;
-    uint32_t max_sessions;           /* 0: as many as the table has */
-    uint32_t n_own;                  /* slots that are kept for uWSGI's own processes */
-    struct dbp_pool_spec *announced; /* until the broker starts */
-    uint32_t n_announced;
+    uint32_t max_sessions;       /* 0: as many as the table has */
+    uint32_t n_own;              /* slots that are kept for uWSGI's own processes */
+    struct announced *announced; /* the first one first, until the broker starts */
 } host = {.broker_control = -1};
 
 static struct {
@@ -155,27 +159,30 @@ static bool before_the_fork(void) {
 static int announce(const struct dbp_pool_spec *spec) {
     if (!before_the_fork())
         return DBP_E_CLOSED;
-    if (!host.announced)
-        host.announced = calloc(DBP_POOLS_MAX, sizeof *host.announced);
-    if (!host.announced)
-        return -ENOMEM;
-    if (host.n_announced == DBP_POOLS_MAX)
+    struct announced **end = &host.announced;
+    uint32_t n = 0;
+    for (; *end; end = &(*end)->next)
+        n++;
+    if (n == DBP_POOLS_MAX)
         return DBP_E_FULL;
-    host.announced[host.n_announced++] = *spec;
+    *end = calloc(1, sizeof **end);
+    if (!*end)
+        return -ENOMEM;
+    (*end)->spec = *spec;
     return 0;
 }
 
 static void register_announced(void) {
     char text[DBP_TEXT_MAX];
 
-    for (uint32_t i = 0; i < host.n_announced; i++)
-        if (dbp_broker_register(host.broker, &host.announced[i], text) != 0)
-            uwsgi_log_verbose("[dbpool] error: pool '%.*s': %s\n", (int)DBP_ALIAS_MAX, host.announced[i].alias, text);
-    if (host.announced)
-        explicit_bzero(host.announced, DBP_POOLS_MAX * sizeof *host.announced);
-    free(host.announced);
-    host.announced = NULL;
-    host.n_announced = 0;
+    while (host.announced) {
+        struct announced *first = host.announced;
+        if (dbp_broker_register(host.broker, &first->spec, text) != 0)
+            uwsgi_log_verbose("[dbpool] error: pool '%.*s': %s\n", (int)DBP_ALIAS_MAX, first->spec.alias, text);
+        host.announced = first->next;
+        explicit_bzero(first, sizeof *first);
+        free(first);
+    }
 }
 
 static int start_broker(void) {

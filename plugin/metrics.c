@@ -64,6 +64,7 @@ static const struct {
 /* Those of one alias, for good: a later pool of the alias shows its figures in the same place. */
 struct shown {
     struct shown *next;
+    uint32_t place; /* of the alias's current pool; DBP_POOLS_MAX: its place has become another alias's */
     char alias[DBP_ALIAS_MAX], name[DBP_ALIAS_MAX + 8];
     struct uwsgi_metric metric[N_METRICS];
 };
@@ -76,9 +77,8 @@ static struct shown *all;
  * Where it did not, the figures would be as the broker sums them up, once a second. */
 static void rlock_after_summing_up(struct uwsgi_lock_item *lock) {
     if (lock == uwsgi.metrics_lock && uwsgi.mypid == uwsgi.workers[0].pid)
-        for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
-            if (atomic_load(&table->pools[i].live))
-                dbp_pool_sum_up(table, i);
+        for (uint32_t i = 0, n = atomic_load(&table->n_pools); i < n && i < DBP_POOLS_MAX; i++)
+            dbp_pool_sum_up(table, i);
     rlock(lock);
 }
 
@@ -153,6 +153,15 @@ static struct shown *make(const char *alias) {
     return shown;
 }
 
+static void point(struct shown *shown, uint32_t place) {
+    static struct dbp_pool_counters nothing;
+    struct dbp_pool_counters *count = place < DBP_POOLS_MAX ? &table->pools[place].count : &nothing;
+
+    shown->place = place;
+    for (size_t i = 0; i < N_METRICS; i++)
+        shown->metric[i].value = (int64_t *)(void *)((char *)count + metrics[i].offset);
+}
+
 static void show(uint32_t index) {
     struct dbp_pool *pool = &table->pools[index];
     struct shown *shown = all;
@@ -167,8 +176,10 @@ static void show(uint32_t index) {
         uwsgi_log_verbose("[dbpool] warning: pool '%s' has no metrics: no memory, or the names are taken\n", alias);
         return;
     }
-    for (size_t i = 0; i < N_METRICS; i++)
-        shown->metric[i].value = (int64_t *)(void *)((char *)&pool->count + metrics[i].offset);
+    for (struct shown *other = all; other; other = other->next)
+        if (other != shown && other->place == index)
+            point(other, DBP_POOLS_MAX);
+    point(shown, index);
     if (found)
         return;
     shown->next = all;

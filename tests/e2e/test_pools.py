@@ -179,3 +179,45 @@ class Identity(WithServer, unittest.TestCase):
             self.whole(uwsgi)
             self.assertEqual(self.server.status('Aborted_clients')['Aborted_clients'], 0)
             self.assertIn("database was 'app', is 'second'", uwsgi.log())
+
+
+class Many(WithServer, unittest.TestCase):
+    """More aliases than a site has, and more databases than the table has places."""
+
+    TENANTS = 300
+
+    def test_twenty_aliases(self):
+        databases = {alias: self.database({'pool_size': 1, 'max_overflow': 0})
+                     for alias in ['default'] + ['alias%d' % n for n in range(1, 20)]}
+        for mode in ('gevent', 'prefork', 'threads'):
+            for lazy in (False, True):
+                with self.subTest(mode=mode, lazy=lazy), \
+                        self.make_uwsgi('pymysql', mode, databases, options={'lazy-apps': lazy}) as uwsgi:
+                    ids = {self.run_sql(uwsgi, 'SELECT 1', alias=alias)['id'] for alias in databases}
+                    self.assertEqual(len(ids), 20)
+                    for alias in databases:
+                        self.whole(uwsgi, alias)
+                    self.assertNotIn('error', uwsgi.log())
+
+    def test_one_alias_for_many_tenants(self):
+        for n in range(self.TENANTS):
+            self.server.query('CREATE DATABASE tenant%d' % n)
+            self.server.query('CREATE TABLE tenant%d.here (id INT PRIMARY KEY)' % n)
+            self.server.query('INSERT INTO tenant%d.here VALUES (%d)' % (n, n))
+        databases = {'default': self.database({'pool_size': 2, 'max_overflow': 0})}
+        for driver, mode in (('mysqlclient', 'prefork'), ('pymysql', 'gevent')):
+            with self.subTest(driver=driver, mode=mode), \
+                    self.make_uwsgi(driver, mode, databases, processes=1,
+                                    options={'dbpool-max-sessions': 100}) as uwsgi:
+                for n in [*range(self.TENANTS), *range(20), *range(self.TENANTS - 20, self.TENANTS)]:
+                    answer = uwsgi.get('/tenant', name='tenant%d' % n)
+                    self.assertEqual(answer.status, 200, answer)
+                    answer = answer.json()
+                    self.assertEqual((answer['database'], answer['number']), ('tenant%d' % n, n))
+                self.assertLess(answer['fds'], 300)
+                self.assertLessEqual(len(self.sessions()), 100)
+                # Those that nobody is at any more are not kept.
+                wait_until(lambda: len(self.sessions()) <= 2, 60, 'the sessions of other tenants are gone')
+                self.whole(uwsgi)
+                self.assertEqual(uwsgi.metric('dbpool.default.kills'), 0)
+                self.assertNotIn('damaged', uwsgi.log())

@@ -218,7 +218,7 @@ static void act(struct input *in) {
         return;
     case OP_RING:
         for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
-            atomic_store(&share.table->pools[i].attention, 1);
+            (void)dbp_attention_set(share.table, i);
         (void)!write(share.doorbell_fd, &one, sizeof one);
         return;
     default:

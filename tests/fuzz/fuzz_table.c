@@ -432,8 +432,9 @@ static void broker_acts(struct input *in, enum op op) {
         return;
     case OP_LOOKUP: {
         const struct dbp_session_facts *facts;
+        static const uint64_t all[DBP_POOLS_MAX / 64u] = {UINT64_MAX};
         int fd;
-        if (dbp_keeper_lookup(keeper, SLOT, UINT32_MAX, fits ? leases[i % LEASES].session : of,
+        if (dbp_keeper_lookup(keeper, SLOT, all, fits ? leases[i % LEASES].session : of,
                               leases[i % LEASES].generation, &fd, &facts) == 0)
             FUZZ_CHECK(fd >= 0 && facts);
         return;
@@ -541,7 +542,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             broker_acts(&in, op);
         if (read(share.doorbell_fd, &rings, sizeof rings) > 0)
             for (uint32_t pool = 0; pool < POOLS; pool++)
-                if (atomic_exchange(&share.table->pools[pool].attention, 0))
+                if (dbp_attention(share.table, pool))
                     dbp_keeper_attend(keeper, pool);
     }
     everything_is_whole_again();

@@ -15,7 +15,7 @@
  * things and the state graph has no cycle (configuration "cycles": nothing spins), each run gets to such a state. The
  * sweep of each second is left out unless TICKS or STOPS ask for it: it must not be what saves a waiter.
  *
- * Not modelled: more than one pool, threads of one process, the counters, max_waiting, forks, a death of the broker or
+ * Not modelled: more than one pool and pools that go, processes that are let go of, threads of one process, the counters, max_waiting, forks, a death of the broker or
  * of the connector, the bytes on any wire, a lease used after its return, memory weaker than sequentially consistent.
  */
 

@@ -164,7 +164,7 @@ static bool is_settled(void *arg) {
 
 static bool is_quiet(void *arg) {
     (void)arg;
-    return atomic_load(&arena.share.table->pools[arena.pool].attention) == 0;
+    return !dbp_attention(arena.share.table, arena.pool);
 }
 
 static bool all_idle(void) {
@@ -213,7 +213,7 @@ static uint64_t fingerprint(void) {
         MIX(atomic_load(&arena.share.table->sessions[i].returned_us));
     }
     MIX(atomic_load(&pool->idle[0]));
-    MIX(atomic_load(&pool->attention));
+    MIX(dbp_attention(arena.share.table, arena.pool));
     MIX(atomic_load(&pool->queue.head));
     MIX(tail);
     for (uint32_t i = tail - 4; i != tail + 2; i++)

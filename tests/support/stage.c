@@ -14,12 +14,13 @@ struct fake *fake;
 static int control = -1, fds_before;
 static _Atomic int32_t connector_pid;
 
-void (*stage_asked)(void);
+void (*_Atomic stage_asked)(void);
 
 static bool connector_is(void *arg, int32_t pid) {
     (void)arg;
-    if (stage_asked)
-        stage_asked();
+    void (*then)(void) = atomic_load(&stage_asked);
+    if (then)
+        then();
     return pid == atomic_load(&connector_pid);
 }
 

@@ -13,7 +13,7 @@ extern struct dbp_broker *broker;
 extern struct fake *fake;
 
 /* May be NULL: called on the broker's thread, with its lock held, when a process wants to be the connector. */
-extern void (*stage_asked)(void);
+extern void (*_Atomic stage_asked)(void);
 
 /* For n_procs slots. ops.log defaults to test_log; ops.connector_is is ours. 0 or not, for cmocka's setup. */
 int stage_open(uint32_t n_procs, struct dbp_broker_ops ops);

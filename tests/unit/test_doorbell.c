@@ -29,12 +29,12 @@ static int teardown(void **state) {
 
 static bool flag_is_taken(void *arg) {
     (void)arg;
-    return atomic_load(&share.table->pools[0].attention) == 0;
+    return !dbp_attention(share.table, 0);
 }
 
 /* What a client leaves that is killed, or stopped, between the two. */
 static void set_the_flag_and_do_not_ring(void) {
-    atomic_store(&share.table->pools[0].attention, 1);
+    (void)dbp_attention_set(share.table, 0);
 }
 
 static void test_I2_a_flag_without_a_ring_is_taken_by_the_tick(void **state) {

@@ -332,10 +332,10 @@ static void test_I2_a_session_put_back_that_became_unfit_is_told_to_the_broker(v
     assert_int_equal(dbp_handoff_cancel(&share, 0, ticket, 2, &session, &word), DBP_E_TIMEOUT);
     /* Its server hung up: the broker leaves it while it is granted. */
     atomic_store(&table->sessions[0].unfit, DBP_UNFIT);
-    assert_int_equal(atomic_load(&table->pools[0].attention), 0);
+    assert_false(dbp_attention(table, 0));
     dbp_handoff_sweep(&share, 0);
     assert_int_equal(state_of(0), DBP_IDLE);
-    assert_int_equal(atomic_load(&table->pools[0].attention), 1);
+    assert_true(dbp_attention(table, 0));
 }
 
 static void test_I1_killed_in_the_middle_of_a_claim(void **state) {

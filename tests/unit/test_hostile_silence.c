@@ -408,6 +408,22 @@ static void test_a_holder_without_a_pid_keeps_its_lease(void **state) {
     assert_int_equal(dbp_word_state(atomic_load(&table->sessions[session].word)), DBP_CLOSING);
 }
 
+/* Nobody has used the pool for long, so nobody looks at its queue; the first one who finds it full rings. */
+static void test_a_queue_that_was_damaged_while_nobody_used_it(void **state) {
+    struct dbp_queue *queue = &table->pools[0].queue;
+    uint32_t ticket;
+
+    (void)state;
+    pass(5);
+    atomic_store(&queue->places[atomic_load(&queue->tail) % DBP_WAITERS_MAX], UINT64_C(0x3d52451a227507d4));
+    assert_false(dbp_queue_push(queue, 1, true, &ticket));
+    dbp_handoff_ring(&share, 0);
+    assert_true(dbp_attention(table, 0));
+    dbp_keeper_attend(keeper, 0);
+    pass(2);
+    assert_true(dbp_queue_push(queue, 1, true, &ticket));
+}
+
 /* When a session was returned is written by its holder. */
 static void test_a_return_in_the_future_does_not_keep_a_session_for_ever(void **state) {
     static const uint64_t lies[] = {UINT64_MAX, 0, 1};
@@ -493,6 +509,7 @@ int main(void) {
         TEST(test_a_word_that_is_overwritten_during_a_reset),
         TEST(test_what_is_killed_is_not_read_from_the_table),
         TEST(test_a_holder_without_a_pid_keeps_its_lease),
+        TEST(test_a_queue_that_was_damaged_while_nobody_used_it),
         TEST(test_a_return_in_the_future_does_not_keep_a_session_for_ever),
         TEST(test_a_word_that_is_overwritten_during_a_login),
         TEST(test_a_ping_that_is_never_answered_costs_the_session),

@@ -78,7 +78,7 @@ static struct puppet *client(void) {
 
 static bool bell_is_quiet(void *arg) {
     (void)arg;
-    return atomic_load(&arena.share.table->pools[arena.pool].attention) == 0;
+    return !dbp_attention(arena.share.table, arena.pool);
 }
 
 static bool all_are_idle(void *arg) {
@@ -299,7 +299,13 @@ static void test_as_many_pools_as_there_is_room_for(void **state) {
     spec = test_spec("one too many", 1, 0);
     assert_int_equal(dbp_client_register(arena.client, &spec, in_seconds(WAIT_S), text, sizeof text, &pool),
                      DBP_E_FULL);
+    assert_non_null(strstr(text, "256"));
     assert_int_equal(pool, DBP_POOLS_MAX - 1); /* untouched */
+    give_back(&leases[7]); /* the only one now that is in nobody's use */
+    assert_int_equal(dbp_client_register(arena.client, &spec, in_seconds(WAIT_S), text, sizeof text, &pool), 0);
+    assert_int_equal(dbp_pool_place(pool), 7);
+    assert_int_equal(dbp_acquire(arena.client, 7, in_seconds(WAIT_S), NULL, NULL, &leases[7]), DBP_E_INVALID);
+    assert_int_equal(dbp_acquire(arena.client, pool, in_seconds(WAIT_S), NULL, NULL, &leases[7]), 0);
     for (uint32_t i = 0; i < DBP_POOLS_MAX; i++)
         give_back(&leases[i]);
 }

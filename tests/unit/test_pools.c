@@ -3,13 +3,14 @@
  * have changed. The real broker, a fake connector and server, puppets as clients.
  */
 #include "broker.h"
-#include "table.h"
+#include "handoff.h"
 
 #include "../support/puppet.h"
 #include "../support/stage.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -214,7 +215,7 @@ static void test_another_identity_is_another_pool_and_the_old_one_goes_with_its_
 
     /* its place is free, and as new */
     struct puppet *third = holding(&other, 1);
-    assert_int_equal(third->pool, 0);
+    assert_int_equal(dbp_pool_place(third->pool), 0);
     assert_int_equal(atomic_load(&first->opened), 1);
     assert_int_equal(puppet_query(third, 0, "Q 7"), 0);
 }
@@ -260,8 +261,191 @@ static void test_a_pool_is_there_before_any_process_asks(void **state) {
     assert_non_null(strstr(text, "alias"));
 }
 
+/* ---- more pools than there are places ---- */
+
+static int setup_many(void **state) {
+    (void)state;
+    atomic_store(&n_current, 0);
+    spec = test_spec("default", 3, 1);
+    if (stage_open(8, (struct dbp_broker_ops){.max_sessions = 300}) != 0)
+        return -1;
+    first = &share.table->pools[0].count;
+    return 0;
+}
+
+static struct dbp_pool_spec numbered(uint32_t i) {
+    struct dbp_pool_spec made = test_spec("", 2, 0);
+
+    snprintf(made.alias, sizeof made.alias, "pool %u", i);
+    return made;
+}
+
+static int again(struct puppet *p, const struct dbp_pool_spec *of) {
+    p->spec = *of;
+    return puppet_do(p, PUPPET_REGISTER);
+}
+
+static void use(struct puppet *p) {
+    assert_int_equal(puppet_acquire(p, 0), 0);
+    assert_int_equal(puppet_query(p, 0, "Q 1"), 0);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_CLEAN), 0);
+}
+
+static void test_pools_that_nobody_uses_make_room(void **state) {
+    struct puppet *p = puppet_ready(&share, &spec);
+    char text[DBP_TEXT_MAX];
+
+    (void)state;
+    use(p);
+    for (uint32_t i = 1; i < 2 * DBP_POOLS_MAX; i++) {
+        other = numbered(i);
+        assert_int_equal(dbp_broker_register(broker, &other, text), 0);
+    }
+    assert_true(dbp_pool_lives(share.table, p->pool)); /* that one is used */
+    assert_int_equal(atomic_load(&first->size), 1);
+    assert_int_equal(puppet_do(p, PUPPET_ACQUIRE_NOW), 0);
+    assert_int_equal(puppet_query(p, 0, "Q 2"), 0);
+}
+
+static void test_the_pool_that_was_used_longest_ago_makes_room(void **state) {
+    struct puppet *p = puppet_ready(&share, &spec), *q = puppet_ready(&share, &spec);
+
+    (void)state;
+    use(p);
+    uint32_t before = p->pool;
+    for (uint32_t i = 1; i <= DBP_POOLS_MAX; i++) {
+        other = numbered(i);
+        assert_int_equal(again(q, &other), 0);
+        if (i % 16 == 0)
+            use(q);
+    }
+    assert_int_not_equal(q->pool, before);
+    assert_false(dbp_pool_lives(share.table, before));
+    /* The process that had it hears so, and comes back by itself. */
+    p->which = 0;
+    assert_int_equal(puppet_do(p, PUPPET_ACQUIRE_NOW), DBP_E_INVALID);
+    assert_int_equal(puppet_do(p, PUPPET_BEGIN), DBP_E_INVALID);
+    assert_int_equal(puppet_do(p, PUPPET_ACQUIRE), DBP_E_INVALID);
+    assert_int_equal(again(p, &spec), 0);
+    assert_int_not_equal(p->pool, before);
+    use(p);
+    use(q);
+    assert_int_equal(atomic_load(&fake->kills), 0); /* idle sessions went politely */
+    assert_true(atomic_load(&fake->most) <= 300);
+}
+
+static void test_a_pool_in_use_does_not_make_room(void **state) {
+    struct puppet *p = puppet_ready(&share, &spec), *q = puppet_ready(&share, &spec);
+    struct dbp_pool_spec waited = test_spec("waited for", 1, 0);
+
+    (void)state;
+    assert_int_equal(puppet_acquire(p, 0), 0); /* the oldest of all, and leased */
+    uint32_t leased = p->pool;
+    assert_int_equal(again(q, &waited), 0); /* the next one has a waiter */
+    uint32_t awaited = q->pool;
+    assert_int_equal(puppet_acquire(q, 1), 0);
+    q->which = 2;
+    assert_int_equal(puppet_do(q, PUPPET_BEGIN), 0);
+    assert_int_equal(puppet_release(q, 1, DBP_RETURN_CLEAN), 0); /* which has been granted a session by now */
+    for (uint32_t i = 1; i <= DBP_POOLS_MAX + 20; i++) {
+        other = numbered(i);
+        assert_int_equal(again(q, &other), 0);
+    }
+    assert_true(dbp_pool_lives(share.table, leased));
+    assert_true(dbp_pool_lives(share.table, awaited));
+    assert_int_equal(puppet_query(p, 0, "Q 3"), 0);
+    q->which = 2;
+    assert_int_equal(puppet_do(q, PUPPET_POLL), 0);
+    assert_int_equal(puppet_query(q, 2, "Q 4"), 0);
+}
+
+/* A handle of before, in all ways in which it may be used too late. */
+static void test_I1_a_place_that_is_another_pools_gives_nothing_to_the_one_before(void **state) {
+    struct puppet *p = puppet_ready(&share, &spec), *q = puppet_ready(&share, &spec);
+    uint32_t before = p->pool, session, ticket, slot = 0;
+    dbp_word word;
+
+    (void)state;
+    use(p);
+    for (uint32_t i = 1;
+         i < 2 * DBP_POOLS_MAX && (i < 2 || q->pool == before || dbp_pool_place(q->pool) != dbp_pool_place(before));
+         i++) {
+        other = numbered(i);
+        assert_int_equal(again(q, &other), 0);
+    }
+    assert_int_equal(dbp_pool_place(q->pool), dbp_pool_place(before));
+    assert_int_not_equal(q->pool, before);
+    use(q); /* there is an idle session now */
+    assert_true(dbp_idle_any(share.table, q->pool));
+    uint32_t idle = q->leases[0].session;
+    p->which = 0;
+    assert_int_equal(puppet_do(p, PUPPET_ACQUIRE_NOW), DBP_E_INVALID);
+    assert_int_equal(puppet_do(p, PUPPET_BEGIN), DBP_E_INVALID);
+    assert_int_equal(puppet_do(p, PUPPET_ACQUIRE), DBP_E_INVALID);
+    /* One that was stopped after its look whether the pool lives: before it takes, */
+    while (atomic_load(&share.table->procs[slot].pid) != (uint32_t)p->pid)
+        slot++;
+    uint32_t holder = dbp_holder(slot, atomic_load(&share.table->procs[slot].attached));
+    assert_false(dbp_idle_take(share.table, before, DBP_LEASED, holder, &session, &word));
+    assert_false(dbp_idle_take_this(share.table, before, idle, holder, &word));
+    /* before it queues, */
+    assert_true(dbp_queue_push(&dbp_pool_at(share.table, before)->queue, slot, true, &ticket));
+    dbp_handoff_match(&share, before);
+    assert_int_equal(dbp_handoff_claim(&share, before, ticket, holder, &session, &word), DBP_E_BUSY);
+    dbp_handoff_match(&share, q->pool); /* and is granted what it did not ask for. */
+    assert_int_equal(dbp_word_state(atomic_load(&share.table->sessions[idle].word)), DBP_GRANTED);
+    assert_int_equal(dbp_handoff_claim(&share, before, ticket, holder, &session, &word), DBP_E_FAILED);
+    assert_int_equal(dbp_word_state(atomic_load(&share.table->sessions[idle].word)), DBP_IDLE);
+    /* And who takes it on purpose is not given the session: it has registered another pool here. */
+    assert_true(dbp_idle_take(share.table, q->pool, DBP_LEASED, holder, &session, &word));
+    p->leases[0] = (struct dbp_lease){.pool = q->pool,
+                                      .session = session,
+                                      .generation = dbp_word_generation(word),
+                                      .incarnation = atomic_load(&share.table->sessions[session].incarnation)};
+    p->which = 0;
+    assert_int_equal(puppet_do(p, PUPPET_FETCH), DBP_E_INVALID);
+    assert_int_equal(puppet_release(p, 0, DBP_RETURN_CLEAN), 0);
+    use(q);
+}
+
+static void test_two_generations_of_many_aliases(void **state) {
+    struct puppet *old = puppet_ready(&share, &spec), *new = puppet_ready(&share, &spec);
+    uint32_t n = DBP_POOLS_MAX - 40;
+
+    (void)state;
+    for (uint32_t i = 0; i < n; i++) {
+        other = numbered(i);
+        assert_int_equal(again(old, &other), 0);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        other = numbered(i);
+        other.port = 3307;
+        assert_int_equal(again(new, &other), 0);
+        if (i % 32 == 0)
+            use(new);
+    }
+    other = numbered(1); /* a worker of before goes on until its end */
+    if (puppet_do(old, PUPPET_ACQUIRE_NOW) != DBP_E_BUSY)
+        assert_int_equal(again(old, &other), 0);
+    use(old);
+}
+
+static void test_one_alias_for_many_tenants(void **state) {
+    struct puppet *p = puppet_ready(&share, &spec);
+
+    (void)state;
+    for (uint32_t i = 0; i < DBP_POOLS_MAX + 64; i++) {
+        snprintf(spec.database, sizeof spec.database, "tenant_%u", i % (DBP_POOLS_MAX + 44));
+        assert_int_equal(again(p, &spec), 0);
+        use(p);
+    }
+    assert_true(atomic_load(&fake->most) <= 300);
+    assert_int_equal(atomic_load(&fake->kills), 0);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define MANY(name) cmocka_unit_test_setup_teardown(name, setup_many, teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_I3_idle_sessions_make_room_for_another_pool),
         TEST(test_no_session_goes_while_there_is_room),
@@ -274,6 +458,12 @@ int main(void) {
         TEST(test_the_last_pool_of_an_alias_stays_without_users),
         TEST(test_settings_may_be_changed_back),
         TEST(test_a_pool_is_there_before_any_process_asks),
+        MANY(test_pools_that_nobody_uses_make_room),
+        MANY(test_the_pool_that_was_used_longest_ago_makes_room),
+        MANY(test_a_pool_in_use_does_not_make_room),
+        MANY(test_I1_a_place_that_is_another_pools_gives_nothing_to_the_one_before),
+        MANY(test_two_generations_of_many_aliases),
+        MANY(test_one_alias_for_many_tenants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -126,21 +126,30 @@ static void test_another_identity_is_another_pool_and_supersedes(void **state) {
 
 static void test_a_free_place_is_as_new(void **state) {
     struct dbp_pool_spec spec = test_spec("default", 3, 2), other = test_spec("other", 1, 0);
-    uint32_t pool, ticket;
+    uint32_t pool, ticket, next;
 
     (void)state;
     assert_int_equal(put(&spec, &pool), 0);
+    uint32_t before = dbp_registry_handle(registry, pool);
+    assert_true(dbp_pool_lives(table, before));
     atomic_store(&table->pools[0].count.opened, 5);
     atomic_store(&table->pools[0].error_seq, 4);
     assert_true(dbp_queue_push(&table->pools[0].queue, 0, false, &ticket));
+    assert_true(
+        dbp_queue_move(&table->pools[0].queue, dbp_queue_look(&table->pools[0].queue, ticket), DBP_PLACE_FREE, 0));
     dbp_registry_drop(registry, table, 0);
+    assert_false(dbp_pool_lives(table, before));
     assert_int_equal(put(&other, &pool), 0);
     assert_int_equal(pool, 0);
+    /* But nothing that was meant for the one before is this one's: neither its name nor a ticket comes again. */
+    assert_false(dbp_pool_lives(table, before));
+    assert_true(dbp_pool_lives(table, dbp_registry_handle(registry, pool)));
+    assert_int_equal(dbp_pool_place(dbp_registry_handle(registry, pool)), 0);
+    assert_true(dbp_queue_push(&table->pools[0].queue, 0, false, &next));
+    assert_int_equal(next, ticket + 1);
     assert_string_equal(table->pools[0].alias, "other");
     assert_int_equal(atomic_load(&table->pools[0].count.opened), 0);
     assert_int_equal(atomic_load(&table->pools[0].error_seq), 0);
-    assert_true(dbp_queue_quiet(&table->pools[0].queue));
-    assert_int_equal(atomic_load(&table->pools[0].live), 1);
     assert_int_equal(atomic_load(&table->n_pools), 1);
 }
 
@@ -274,10 +283,47 @@ static void test_there_is_room_for_so_many_pools(void **state) {
         assert_int_equal(pool, i);
     }
     struct dbp_pool_spec spec = test_spec("one-more", 1, 0);
-    assert_refused(&spec, DBP_E_FULL, "16");
+    assert_refused(&spec, DBP_E_FULL, "256");
     spec = test_spec("pool7", 2, 0);
     assert_int_equal(put(&spec, &pool), 0); /* those that live can still be found */
     assert_int_equal(pool, 7);
+}
+
+static void test_a_pool_that_closes_is_found_by_nobody_until_it_is_put_again(void **state) {
+    struct dbp_pool_spec spec = test_spec("default", 3, 2);
+    uint32_t pool, again;
+
+    (void)state;
+    assert_int_equal(put(&spec, &pool), 0);
+    uint32_t handle = dbp_registry_handle(registry, pool);
+    dbp_registry_close(registry, table, pool);
+    assert_true(dbp_registry_closing(registry, pool));
+    assert_false(dbp_pool_lives(table, handle));
+    assert_int_equal(atomic_load(&table->pools[0].count.max), 0);
+    dbp_registry_mend(registry, table);
+    assert_false(dbp_pool_lives(table, handle));
+    assert_int_equal(put(&spec, &again), 0);
+    assert_int_equal(again, pool);
+    assert_int_equal(dbp_registry_handle(registry, again), handle); /* its sessions are there still */
+    assert_true(dbp_pool_lives(table, handle));
+    assert_int_equal(atomic_load(&table->pools[0].count.max), 5);
+}
+
+static void test_without_the_newest_pool_of_an_alias_the_one_before_is_current(void **state) {
+    struct dbp_pool_spec spec = test_spec("default", 3, 2);
+    uint32_t pool;
+
+    (void)state;
+    for (uint16_t port = 1; port <= 3; port++) {
+        spec.port = port;
+        assert_int_equal(put(&spec, &pool), 0);
+    }
+    assert_true(dbp_registry_superseded(registry, 0));
+    assert_true(dbp_registry_superseded(registry, 1));
+    assert_false(dbp_registry_superseded(registry, 2));
+    dbp_registry_drop(registry, table, 2);
+    assert_true(dbp_registry_superseded(registry, 0));
+    assert_false(dbp_registry_superseded(registry, 1));
 }
 
 /* The longest names that servers take, and tokens of clouds. */
@@ -333,6 +379,8 @@ int main(void) {
         TEST(test_a_refused_password_may_be_said_again_after_a_while),
         TEST(test_I10_a_specification_out_of_range_is_refused),
         TEST(test_there_is_room_for_so_many_pools),
+        TEST(test_a_pool_that_closes_is_found_by_nobody_until_it_is_put_again),
+        TEST(test_without_the_newest_pool_of_an_alias_the_one_before_is_current),
         TEST(test_legal_names_and_long_passwords_fit),
         TEST(test_I9_the_password_is_not_in_shared_memory),
         TEST(test_I9_a_forked_child_has_no_password),

@@ -81,10 +81,6 @@ static void test_I10_a_segment_that_is_not_understood_is_refused(void **state) {
     assert_false(dbp_table_valid(table));
     atomic_store(&last->word, make_word(DBP_LEASED, DBP_PROCS_MAX - 1, 1));
     assert_true(dbp_table_valid(table));
-    atomic_store(&last->pool, DBP_POOLS_MAX);
-    assert_false(dbp_table_valid(table));
-    atomic_store(&last->word, 0); /* the pool of an EMPTY one is nobody's */
-    assert_true(dbp_table_valid(table));
 }
 
 /* The diagram of DESIGN.md, said once more: who reads "X" at [from][to] may rely on it. */

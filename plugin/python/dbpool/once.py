@@ -44,6 +44,10 @@ class Once:
                 return thing
         return None
 
+    def all(self):
+        """The things of all names, each name's in the order in which they were put."""
+        return [thing for things in list(self._found.values()) for _, thing in list(things)]
+
     def put(self, name, key, thing):
         """Within lock(name). What is there now: thing, or what another put there first."""
         have = self.get(name, key)

@@ -23,6 +23,8 @@ PING_LEAST = 0.25  # also where the pool's timeout is over (or 0): an answer tak
 
 OBJECTS_MOST = 128  # driver objects that one profile keeps in this process, each with an fd of its session
 
+SWEEP_ABOVE = 16  # see Profile.sweep_above
+
 # seconds; the broker answers in some ten microseconds, unless the master is still starting, or stands still
 REGISTER_TIMEOUT = 10.0
 FETCH_LEAST = 5.0  # where the pool's timeout is longer, as long as that
@@ -31,7 +33,7 @@ FETCH_LEAST = 5.0  # where the pool's timeout is longer, as long as that
 _OF_THE_PASSWORD = (1045, 1698)
 SAY_AGAIN_PAUSE = 5.0  # seconds; the broker counts what is refused, and lets one and the same wait longer
 
-# The broker has let go of this process, which held nothing, or of the pool: renew() makes both anew.
+# The broker has let go of this process, which held nothing, or of the pool: register() makes both anew.
 _LET_GO = (_dbpool.E_CLOSED, _dbpool.E_INVALID)
 RENEWALS_MOST = 5  # of one acquire: whoever is let go of again and again is told so
 
@@ -40,6 +42,11 @@ def objects_most():
     """OBJECTS_MOST, but no more than a share of the fds that this process may have."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OBJECTS_MOST if most == resource.RLIM_INFINITY else max(4, min(OBJECTS_MOST, most // 8))
+
+
+def objects_of_all_most():
+    """Of all profiles of this process together."""
+    return 4 * objects_most()
 
 
 class Pool:
@@ -88,19 +95,25 @@ class Pool:
                     lease = waiting.acquire(self.id, max(0.0, deadline - time.monotonic()))
             if lease not in _LET_GO:
                 break
-            self.renew(max(REGISTER_TIMEOUT, deadline - time.monotonic()))
+            self.register(max(REGISTER_TIMEOUT, deadline - time.monotonic()))
             lease = _dbpool.acquire_now(self.id)
         if type(lease) is _dbpool.Lease:
             return lease
         raise self.error(lease, time.monotonic() - started)
 
-    def renew(self, timeout=REGISTER_TIMEOUT):
-        """Registers again, and attaches this process again, should the broker have let go of either."""
+    def register(self, timeout=REGISTER_TIMEOUT):
+        """Also again, where the broker has let go of it or of this process, which is attached anew then.
+
+        Raises ConfigurationError."""
         try:
             code, pool_id, text = self._tell(timeout)
         except OSError as wrong:
             what = wrong.strerror if wrong.errno != errno.EBADF else "this process has closed the pool's file descriptors"
             raise self.operational_error(0, "dbpool: pool '%s': %s" % (self.alias, what)) from wrong
+        except ValueError as wrong:
+            raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (self.alias, wrong)) from None
+        if code == _dbpool.E_INVALID:
+            raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (self.alias, text))
         if code == _dbpool.E_FULL:
             raise self.operational_error(0, "dbpool: pool '%s': %s" % (self.alias, text))
         if code:
@@ -173,6 +186,8 @@ class Profile(_dbpool.Checkout):
     rest is here, and all that the policy may add to a checkout."""
 
     __slots__ = ("pool", "driver", "spec", "local", "prepare", "most", "trash", "shared", "leak_threshold", "plain")
+
+    sweep_above = SWEEP_ABOVE  # with more objects of other profiles, those whose session has ended are looked for
 
     def __init__(self, pool, driver, spec, local, prepare):
         policy = pool.policy
@@ -290,7 +305,7 @@ class Profile(_dbpool.Checkout):
         except drivers.SessionUnavailable as unavailable:
             if unavailable.args != (_dbpool.E_INVALID,):
                 raise
-        self.pool.renew()  # attached anew for another pool's sake
+        self.pool.register()  # attached anew for another pool's sake
         return self.driver.Driver(lease, self.spec, self.local, timeout)
 
     def _sweep(self):
@@ -307,6 +322,24 @@ class Profile(_dbpool.Checkout):
                 break
             if not self.objects[session].leased:
                 self._discard(self.objects[session])
+        # And those of other pools: a process that goes from tenant to tenant keeps the last ones'.
+        others = [one for one in Once.of("profiles").all() if one is not self]
+        if sum(len(one.objects) for one in others) > Profile.sweep_above:
+            for one in others:
+                one._sweep()
+            Profile.sweep_above = SWEEP_ABOVE + 2 * sum(len(one.objects) for one in others)
+        spare = objects_of_all_most() - len(self.objects) - sum(len(one.objects) for one in others)
+        for one in others:
+            if spare > 0:
+                break
+            spare += one.let_go()
+
+    def let_go(self):
+        """Drops the objects that are in nobody's use; how many."""
+        idle = [driver for driver in list(self.objects.values()) if not driver.leased]
+        for driver in idle:
+            self._discard(driver)
+        return len(idle)
 
     def _discard(self, driver):
         if self.objects.get(driver.session) is driver:
@@ -374,17 +407,8 @@ def _make_profile(database, alias, policy, params, autocommit, isolation_level, 
     def tell(timeout):  # a closure: its repr() does not show the password
         return _dbpool.register(spec, timeout)
 
-    try:
-        code, pool_id, text = tell(REGISTER_TIMEOUT)
-    except ValueError as wrong:
-        raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, wrong)) from None
-    if code == _dbpool.E_INVALID:
-        raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, text))
-    pool = Pool(alias, pool_id, policy, bool(autocommit), database.OperationalError, tell)
-    if code == _dbpool.E_FULL:
-        raise pool.operational_error(0, "dbpool: pool '%s': %s" % (alias, text))
-    if code:
-        raise pool.error(_dbpool.E_CLOSED, REGISTER_TIMEOUT)
+    pool = Pool(alias, None, policy, bool(autocommit), database.OperationalError, tell)
+    pool.register()
     return Profile(pool, driver, spec, local, prepare)
 
 
@@ -394,8 +418,6 @@ def announce(database, alias, policy, params, autocommit, isolation_level, facts
     Raises ConfigurationError; what is found only then is in uWSGI's log."""
     spec, _ = settings.split(alias, params, policy, drivers.of(database), autocommit, isolation_level, facts_sql)
     try:
-        code = _dbpool.announce(spec)
+        _dbpool.announce(spec)  # where there are too many it is made with its first use
     except ValueError as wrong:
         raise ConfigurationError("dbpool: DATABASES[%r]: %s" % (alias, wrong)) from None
-    if code == _dbpool.E_FULL:
-        raise ConfigurationError("dbpool: DATABASES[%r]: this uWSGI instance has too many pools" % alias)

@@ -121,6 +121,16 @@ def many(request):
     return JsonResponse(_who(rows=found))
 
 
+def tenant(request):
+    """?name=: from now on the default alias is another database."""
+    connection.close()
+    connection.settings_dict['NAME'] = request.GET['name']
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT DATABASE(), id FROM here')
+        database, number = cursor.fetchone()
+    return JsonResponse(_who(database=database, number=number, fds=len(os.listdir('/proc/self/fd'))))
+
+
 def sql(request):
     """POST {"statements": [...], "alias": ..., "atomic": bool, "meet": name, "harakiri": seconds}: each statement's rows.
 
