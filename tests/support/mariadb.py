@@ -84,11 +84,10 @@ class Server:
                 shutil.copytree(_pristine(self._cache), self.datadir)
             else:
                 _install(self.datadir)
-        for attempt in range(5):
-            if self.port is None or attempt:
-                self.port = free_port()
-            if self._launch():
-                return self
+        if self.port is None:
+            self.port = free_port()
+        if self._launch():
+            return self
         with open(self.log, errors='replace') as f:
             raise RuntimeError('mariadbd does not start:\n' + f.read()[-4000:])
 

@@ -4,6 +4,7 @@
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import time
@@ -27,11 +28,29 @@ def wait_until(condition, timeout=30, what='condition'):
         time.sleep(0.02)
 
 
+_reserved = []  # kept until this process ends, however it does
+
+
 def free_port():
-    """A loopback port that nobody had a moment ago; whoever uses it must be ready to lose the race."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+    """A loopback port that no other test is given while this process lives, and that the kernel gives to no connection.
+
+    Tests run beside each other: a port that is only looked for can be another one's a moment later.
+    """
+    with open('/proc/sys/net/ipv4/ip_local_port_range') as f:
+        first_of_kernel = int(f.read().split()[0])
+    for port in random.sample(range(10000, first_of_kernel if first_of_kernel > 11000 else 65536), 1000):
+        mark = socket.socket(socket.AF_UNIX)
+        try:
+            mark.bind('\0dbpool-tests-port-%d' % port)  # a name of this network namespace, as the port is
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(('127.0.0.1', port))
+        except OSError:
+            mark.close()
+            continue
+        _reserved.append(mark)
+        return port
+    raise RuntimeError('no loopback port is free')
 
 
 @contextlib.contextmanager
