@@ -17,6 +17,7 @@ CORE = [
     'connector',
     'ending',
     'endpoint',
+    'failure',
     'handoff',
     'handshake',
     'inspect',

@@ -15,10 +15,10 @@ int dbp_attach(const struct dbp_share *share, enum dbp_role role, const char *la
 /* The inode of the socket fd; 0 when it is none. A number that somebody else has closed may be another file's. */
 uint64_t dbp_socket_inode(int fd);
 
-/* The same in parts, which never wait; place is one of the host's own processes' (dbp_client_attach_own), 0 for any. begin:
- * 0, -EAGAIN (the broker has not started, and many have asked), -EBADF, -errno; then wait until *channelp is readable.
- * take: the answer, and channel is the caller's still; -EAGAIN when there is none yet, DBP_E_BUSY (so many wait for a
- * slot that there is no room to wait with them). */
+/* The same in parts, which never wait; place is one of the host's own processes' (dbp_client_attach_own), 0 for any.
+ * begin: 0, -EAGAIN (the broker has not started, and many have asked), -EBADF, -errno; then wait until *channelp is
+ * readable. take: the answer, and channel is the caller's still; -EAGAIN when there is none yet, DBP_E_BUSY (so many
+ * wait for a slot that there is no room to wait with them). */
 int dbp_attach_begin(const struct dbp_share *share, enum dbp_role role, const char *label, uint32_t place,
                      uint64_t deadline_us, int *channelp) DBP_MUST_USE;
 int dbp_attach_take(int channel, uint32_t *holderp) DBP_MUST_USE;

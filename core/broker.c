@@ -4,6 +4,7 @@
 #include "broker.h"
 
 #include "ending.h"
+#include "failure.h"
 #include "keeper.h"
 #include "logger.h"
 #include "opening.h"
@@ -369,7 +370,7 @@ static int register_pool(struct dbp_broker *broker, const struct dbp_pool_spec *
     if (dbp_registry_turn(broker->registry) != turn)
         dbp_opening_forgive(broker->keeper, *poolp);
     if (changed && broker->ops.pool_current)
-        broker->ops.pool_current(broker->ops.arg, *poolp);
+        broker->ops.pool_current(broker->ops.arg, *poolp, spec->alias);
     /* An alias whose settings change all the time (a database for each tenant) must not fill the log. */
     broker->changes += changed;
     bool quiet = broker->changes > CHANGES_LOGGED && (broker->changes & (broker->changes - 1)) != 0;
@@ -720,61 +721,76 @@ static struct dbp_broker *broker_free(struct dbp_broker *broker) {
     return NULL;
 }
 
+/* Everything but the thread. *stepp: what cannot be made, when it fails. */
+static int make_parts(struct dbp_broker *broker, const char **stepp) {
+    struct dbp_keeper_ops keeper_ops = {.log = keeper_log,
+                                        .to_connector = keeper_to_connector,
+                                        .watch = keeper_watch,
+                                        .pool_gone = keeper_pool_gone,
+                                        .arg = broker};
+    int rc;
+
+    *stepp = "its event queue (epoll_create1)";
+    if ((broker->epoll_fd = epoll_create1(EPOLL_CLOEXEC)) < 0)
+        return -errno;
+    *stepp = "the call to stop (eventfd)";
+    if ((broker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        return -errno;
+    *stepp = "the thread that writes the log";
+    if ((rc = dbp_logger_new(broker->ops.log, &broker->logger)) != 0)
+        return rc;
+    *stepp =
+        "memory for passwords, kept out of core dumps (mmap; madvise, MADV_DONTDUMP: a sandbox or emulator without "
+        "it cannot be used)";
+    if ((rc = dbp_registry_new(&broker->registry)) != 0)
+        return rc;
+    *stepp = "memory for its sessions";
+    rc = dbp_keeper_new(&broker->share, broker->registry, &keeper_ops, broker->max_sessions, &broker->keeper);
+    if (rc != 0)
+        return rc;
+    *stepp = "watching its fds (epoll_ctl)";
+    if ((rc = epoll_add(broker, broker->control_fd, EPOLLIN, tag(KIND_CONTROL, 0, 0))) != 0 ||
+        (rc = epoll_add(broker, broker->share.doorbell_fd, EPOLLIN, tag(KIND_DOORBELL, 0, 0))) != 0)
+        return rc;
+    return epoll_add(broker, broker->stop_fd, EPOLLIN, tag(KIND_STOP, 0, 0));
+}
+
 int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct dbp_broker_ops *ops,
                      struct dbp_broker **brokerp) {
+    const char *step = "memory, or fork handlers (pthread_atfork)";
+
     pthread_once(&atfork_once, install_atfork);
     struct dbp_broker *broker = atfork_error ? NULL : calloc(1, sizeof *broker);
+    int rc = broker ? 0 : atfork_error ? -atfork_error : -ENOMEM;
     if (!broker) {
         close(control_fd);
-        return atfork_error ? -atfork_error : -ENOMEM;
+        return dbp_failed(step, -rc);
     }
     broker->share = *share;
     broker->ops = *ops;
     broker->control_fd = control_fd;
-    broker->connector = -1;
+    broker->connector = broker->epoll_fd = broker->stop_fd = -1;
     broker->max_sessions =
         ops->max_sessions && ops->max_sessions < DBP_SESSIONS_MAX ? ops->max_sessions : DBP_SESSIONS_MAX;
     atomic_store(&share->table->max_sessions, broker->max_sessions);
     for (uint32_t slot = 0; slot < DBP_PROCS_MAX; slot++)
         broker->procs[slot].channel = broker->procs[slot].pidfd = -1;
     pthread_mutex_init(&broker->lock, NULL);
-    broker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    broker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int rc = broker->epoll_fd < 0 || broker->stop_fd < 0 ? -errno : 0;
-    if (rc == 0)
-        rc = dbp_logger_new(ops->log, &broker->logger);
-    struct dbp_keeper_ops keeper_ops = {.log = keeper_log,
-                                        .to_connector = keeper_to_connector,
-                                        .watch = keeper_watch,
-                                        .pool_gone = keeper_pool_gone,
-                                        .arg = broker};
-    if (rc == 0 && (rc = dbp_registry_new(&broker->registry)) != 0 && rc != -ENOMEM)
-        say(broker, DBP_LOG_ERROR,
-            "the kernel does not keep the passwords' memory out of core dumps (madvise, MADV_DONTDUMP: %s): the pool "
-            "does "
-            "not start without that; a sandbox or emulator that lacks it cannot be used",
-            strerror(-rc));
-    if (rc == 0)
-        rc = dbp_keeper_new(share, broker->registry, &keeper_ops, broker->max_sessions, &broker->keeper);
-    if (rc == 0)
-        rc = epoll_add(broker, control_fd, EPOLLIN, tag(KIND_CONTROL, 0, 0));
-    if (rc == 0)
-        rc = epoll_add(broker, share->doorbell_fd, EPOLLIN, tag(KIND_DOORBELL, 0, 0));
-    if (rc == 0)
-        rc = epoll_add(broker, broker->stop_fd, EPOLLIN, tag(KIND_STOP, 0, 0));
+    rc = make_parts(broker, &step);
     if (rc == 0) {
+        step = "its thread";
         atomic_store(&share->table->broker_up, 1);
         the_broker = broker;
         rc = dbp_thread_start(0, run, broker, &broker->thread);
     }
-    if (rc != 0) {
-        the_broker = NULL;
-        atomic_store(&share->table->broker_up, 0);
-        broker_free(broker);
-        return rc;
+    if (rc == 0) {
+        *brokerp = broker;
+        return 0;
     }
-    *brokerp = broker;
-    return 0;
+    the_broker = NULL;
+    atomic_store(&share->table->broker_up, 0);
+    broker_free(broker);
+    return dbp_failed(step, -rc);
 }
 
 int dbp_broker_register(struct dbp_broker *broker, const struct dbp_pool_spec *spec, char *text) {

@@ -19,7 +19,7 @@ struct dbp_broker_ops {
     bool (*connector_is)(void *arg, int32_t pid);
     /* A pool is its alias's current one from now on, and is in the table; before the process that registered it hears
      * so. May be NULL. Also called within dbp_broker_register. */
-    void (*pool_current)(void *arg, uint32_t pool);
+    void (*pool_current)(void *arg, uint32_t pool, const char *alias);
     void *arg;
     uint32_t max_sessions; /* of all pools together, at most DBP_SESSIONS_MAX; 0: as many */
     /* The first n_own process slots are the host's own processes': slot 0 the connector's, the others those of
@@ -29,7 +29,8 @@ struct dbp_broker_ops {
 
 /* Starts the thread (all signals blocked in it). share is borrowed until stop; control_fd (dbp_share_new) is consumed,
  * also on failure: from now on the broker closes it, in every child too, and nobody else may.
- * Call it in the process that goes on to fork the workers, after any daemonizing. One per process. 0 or -errno. */
+ * Call it in the process that goes on to fork the workers, after any daemonizing. One per process. 0 or -errno
+ * (dbp_failure). */
 int dbp_broker_start(const struct dbp_share *share, int control_fd, const struct dbp_broker_ops *ops,
                      struct dbp_broker **brokerp) DBP_MUST_USE;
 

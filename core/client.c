@@ -53,8 +53,8 @@ static struct dbp_client *the_client; /* atfork handlers have no argument; one c
 static struct dbp_client *attaching;  /* waits for the broker's answer; nobody else attaches meanwhile */
 
 /* Guards both pointers, and each client's channels, asking and guarded. Always there, so that a fork holds it whatever
- * another thread is about: it meets neither a client that it has not locked nor a channel that no list names. Never held
- * while anything is waited for. */
+ * another thread is about: it meets neither a client that it has not locked nor a channel that no list names. Never
+ * held while anything is waited for. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void before_fork(void) {
@@ -305,7 +305,8 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
     for (int tries = 0; tries < 2 && (rc == DBP_E_CLOSED || rc == DBP_E_BUSY) && !over(client);) {
         pthread_mutex_lock(&lock);
         rc = attach(client, deadline_us);
-        memset(&msg.reg, 0, sizeof msg.reg); /* now: a greenlet's stack is copied while it waits, and here is a password */
+        /* Now: a greenlet's stack is copied while it waits, and here is a password. */
+        memset(&msg.reg, 0, sizeof msg.reg);
         dbp_wire_head_init(&msg.head, DBP_WIRE_REGISTER, 0);
         msg.reg.spec = *spec;
         if (rc == 0)

@@ -4,49 +4,61 @@
 #include "share.h"
 
 #include "attach.h"
+#include "failure.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-int dbp_share_new(uint32_t n_procs, struct dbp_share *sharep, int *broker_controlp) {
-    struct dbp_share share = {.control_fd = -1, .doorbell_fd = -1};
-    int pair[2] = {-1, -1}, on = 1, rc = 0;
-    int *wake_fds = NULL;
+/* Into *share, whose fds are -1 before. */
+static int make_fds(struct dbp_share *share, int *wake_fds, uint32_t n_procs, int *broker_controlp) {
+    int pair[2], on = 1;
 
-    if (n_procs == 0 || n_procs > DBP_PROCS_MAX)
-        return -EINVAL;
-    rc = dbp_table_new(&share.table);
-    if (rc != 0)
-        return rc;
-    wake_fds = malloc(n_procs * sizeof *wake_fds);
-    share.wake_fds = wake_fds;
-    share.doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!wake_fds || share.doorbell_fd < 0 ||
-        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0 ||
-        setsockopt(pair[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0)
-        goto fail;
-    share.control_fd = pair[1];
-    share.control_inode = dbp_socket_inode(pair[1]);
-    for (; share.n_wake_fds < n_procs; share.n_wake_fds++) {
-        wake_fds[share.n_wake_fds] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (wake_fds[share.n_wake_fds] < 0)
-            goto fail;
+    share->doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (share->doorbell_fd < 0)
+        return dbp_failed("the doorbell (eventfd)", errno);
+    for (; share->n_wake_fds < n_procs; share->n_wake_fds++) {
+        wake_fds[share->n_wake_fds] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (wake_fds[share->n_wake_fds] < 0) {
+            char step[64];
+            int rc = -errno;
+            snprintf(step, sizeof step, "file %u of one for each of %u processes (eventfd)", share->n_wake_fds + 1,
+                     n_procs);
+            return dbp_failed(step, -rc);
+        }
     }
-    *sharep = share;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
+        return dbp_failed("the control socket (socketpair, SOCK_SEQPACKET)", errno);
+    share->control_fd = pair[1];
+    share->control_inode = dbp_socket_inode(pair[1]);
+    if (setsockopt(pair[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0) {
+        int rc = -errno;
+        close(pair[0]);
+        return dbp_failed("the control socket (SO_PASSCRED)", -rc);
+    }
     *broker_controlp = pair[0];
     return 0;
+}
 
-fail:
-    rc = errno ? -errno : -ENOMEM;
-    if (pair[0] >= 0)
-        close(pair[0]);
-    if (share.control_fd < 0 && pair[1] >= 0)
-        close(pair[1]);
-    dbp_share_free(&share);
+int dbp_share_new(uint32_t n_procs, struct dbp_share *sharep, int *broker_controlp) {
+    struct dbp_share share = {.control_fd = -1, .doorbell_fd = -1};
+
+    if (n_procs == 0 || n_procs > DBP_PROCS_MAX)
+        return dbp_failed("the number of processes", EINVAL);
+    int *wake_fds = malloc(n_procs * sizeof *wake_fds);
+    if (!wake_fds)
+        return dbp_failed("memory", ENOMEM);
+    share.wake_fds = wake_fds;
+    int rc = dbp_table_new(&share.table);
+    if (rc == 0)
+        rc = make_fds(&share, wake_fds, n_procs, broker_controlp);
+    if (rc == 0)
+        *sharep = share;
+    else
+        dbp_share_free(&share);
     return rc;
 }
 

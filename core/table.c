@@ -7,7 +7,10 @@
  */
 #include "table.h"
 
+#include "failure.h"
+
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -35,16 +38,25 @@ void dbp_table_sign(struct dbp_table *table) {
 }
 
 int dbp_table_new(struct dbp_table **tablep) {
-    int fd = memfd_create("dbpool-table", MFD_CLOEXEC);
-    if (fd < 0)
-        return -errno;
+    const char *step = "memfd_create";
     void *memory = MAP_FAILED;
-    if (ftruncate(fd, sizeof(struct dbp_table)) == 0)
-        memory = mmap(NULL, sizeof(struct dbp_table), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int fd = memfd_create("dbpool-table", MFD_CLOEXEC);
+
+    if (fd >= 0) {
+        step = "ftruncate";
+        if (ftruncate(fd, sizeof(struct dbp_table)) == 0) {
+            step = "mmap";
+            memory = mmap(NULL, sizeof(struct dbp_table), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        }
+    }
     int error = errno;
-    close(fd); /* the mapping, which children inherit, is all that anybody needs */
-    if (memory == MAP_FAILED)
-        return -error;
+    if (fd >= 0)
+        close(fd); /* the mapping, which children inherit, is all that anybody needs */
+    if (memory == MAP_FAILED) {
+        char what[64];
+        snprintf(what, sizeof what, "the shared table of %zu kB (%s)", sizeof(struct dbp_table) / 1024, step);
+        return dbp_failed(what, error);
+    }
 
     struct dbp_table *table = memory; /* zeroed: every session EMPTY, every pool not live */
     dbp_table_sign(table);

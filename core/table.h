@@ -183,7 +183,7 @@ _Static_assert(DBP_POOLS_MAX % 64 == 0, "attention has whole words");
 _Static_assert(DBP_PROCS_MAX <= 1024, "queue entries have 10 bits for a process slot");
 
 /* Maps a new table (memfd, MAP_SHARED: forked children see the same). *tablep is the caller's, until dbp_table_free.
- * 0 or -errno. */
+ * 0 or -errno (dbp_failure). */
 int dbp_table_new(struct dbp_table **tablep) DBP_MUST_USE;
 struct dbp_table *dbp_table_free(struct dbp_table *table); /* NULL */
 

@@ -19,6 +19,7 @@
 #include <pthread.h>
 
 #include "../core/broker.h"
+#include "../core/failure.h"
 #include "../core/share.h"
 #include "connector_process.h"
 #include "log.h"
@@ -32,6 +33,8 @@ extern pid_t masterpid;
 #define ATTACH_MOST_US 10000000u /* the broker starts milliseconds after the workers; longer means it does not run */
 #define SLOT_MOST_US 30000000u   /* where it runs, a process waits for so long that another one gives up its slot */
 #define ATTACH_LOOK_US 10000u    /* while another thread or greenlet of the process attaches it */
+
+#define TOO_FEW_FDS " (max-fd in uWSGI's configuration, ulimit -n)"
 
 #define TEXT_OF(number) #number
 #define TEXT(number) TEXT_OF(number)
@@ -136,7 +139,7 @@ static void dbpool_post_init(void) {
     }
     int rc = dbp_share_new(n_procs, &host.share, &host.broker_control);
     if (rc != 0) {
-        uwsgi_log("[dbpool] error: cannot make the shared table: %s\n", strerror(-rc));
+        uwsgi_log("[dbpool] error: the pool cannot be made: %s%s\n", dbp_failure(), rc == -EMFILE ? TOO_FEW_FDS : "");
         exit(1);
     }
     host.made = true;
@@ -198,7 +201,8 @@ static int start_broker(void) {
     int rc = dbp_broker_start(&host.share, host.broker_control, &ops, &host.broker);
     host.broker_control = -1; /* the broker's, which closes it in each child that is forked from now on */
     if (rc != 0) {
-        uwsgi_log("[dbpool] error: cannot start the broker: %s\n", strerror(-rc));
+        uwsgi_log("[dbpool] error: the pool cannot be started: %s%s\n", dbp_failure(),
+                  rc == -EMFILE ? TOO_FEW_FDS : "");
         return 1;
     }
     register_announced();
@@ -332,12 +336,25 @@ static struct dbp_client *this_process(const char **whyp, bool *before_forkp) {
     struct dbp_client *client = rc == 0 ? own.client : NULL;
     pthread_mutex_unlock(&own.lock);
     *whyp = rc == DBP_E_INTERRUPTED ? NULL
-            : rc == DBP_E_FULL      ? TEXT(SPARE_PROCS) " processes beside uWSGI's workers, mules and spoolers can have or await "
-                                 "a session at a time, and so many do"
-            : rc == -EBADF          ? "this process has closed the pool's file descriptors"
-            : rc == DBP_E_TIMEOUT   ? "the pool's broker in the uWSGI master does not answer"
-                                    : "attaching to the pool's broker failed";
+            : rc == DBP_E_FULL
+                ? TEXT(SPARE_PROCS) " processes beside uWSGI's workers, mules and spoolers can have or await "
+                                    "a session at a time, and so many do"
+            : rc == -EBADF        ? "this process has closed the pool's file descriptors"
+            : rc == DBP_E_TIMEOUT ? "the pool's broker in the uWSGI master does not answer"
+                                  : "attaching to the pool's broker failed";
     return client;
+}
+
+static int register_here(struct dbp_client *client, const struct dbp_pool_spec *spec, uint64_t deadline_us,
+                         char *errbuf, size_t errlen, uint32_t *poolp) {
+    int rc = dbp_client_register(client, spec, deadline_us, errbuf, errlen, poolp);
+
+    if (rc == 0) {
+        pthread_mutex_lock(&own.lock);
+        metrics_show_here(*poolp, spec->alias);
+        pthread_mutex_unlock(&own.lock);
+    }
+    return rc;
 }
 
 /* What the Python extension finds with dlsym(RTLD_DEFAULT): see dbpool.h. */
@@ -348,7 +365,7 @@ const struct dbp_api dbpool_api = {
     .client = this_process,
     .set_wait = dbp_set_wait,
     .announce = announce,
-    .client_register = dbp_client_register,
+    .client_register = register_here,
     .acquire_now = dbp_acquire_now,
     .acquire = dbp_acquire,
     .wait_begin = dbp_wait_begin,

@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import unittest
 
@@ -130,3 +131,83 @@ class NotUsed(WithServer, unittest.TestCase):
         with self.make_uwsgi('mysqlclient', 'gevent') as uwsgi:
             self.assertEqual(uwsgi.get('/ping').status, 200)
             self.assertEqual(self.sessions(), {})
+
+
+class OfUwsgi(WithServer, unittest.TestCase):
+    """uWSGI's own users of metrics: thresholds with their alarms, and uwsgi.metric_get() in a worker."""
+
+    pool = {'pool_size': 1, 'max_overflow': 0, 'timeout': 30}
+
+    def make(self, databases=None, mode='prefork', **options):
+        options = {name.replace('_', '-'): value for name, value in options.items()}
+        return self.make_uwsgi('mysqlclient', mode, databases or {'default': self.database(self.pool)}, 2, options=options)
+
+    def test_a_threshold_on_waiting_raises_its_alarm(self):
+        for lazy in (False, True):
+            with self.subTest(lazy=lazy):
+                alarms = os.path.join(self.meet, 'alarms-%s' % lazy)
+                with self.make(alarm='queue cmd:cat >> %s; echo >> %s' % (alarms, alarms), lazy_apps=lazy,
+                               metric_threshold='key=dbpool.default.waiting,value=1,alarm=queue') as uwsgi:
+                    name = self.new_name()
+                    page = in_background(uwsgi.get, '/hold', meet=name)
+                    self.here(name)
+                    self.assertFalse(os.path.exists(alarms))
+                    waiter = in_background(uwsgi.get, '/rows', ids='1', token='x')
+                    wait_until(lambda: os.path.exists(alarms) and os.path.getsize(alarms), 30, 'the alarm is raised')
+                    self.go(name)
+                    page.result()
+                    waiter.result()
+                    with open(alarms) as f:
+                        self.assertIn('dbpool.default.waiting', f.read())
+                    self.assertEqual(uwsgi.metric('dbpool.default.acquires'), 2)
+
+    def test_a_threshold_before_there_is_a_pool_of_that_alias(self):
+        entry = dict(self.database(self.pool))
+        with self.make({'default': self.database(engine=STOCK), 'a.b': entry},
+                       metric_threshold='key=dbpool.a_b.leased,value=1000') as uwsgi:
+            self.run_sql(uwsgi, 'SELECT 1', alias='a.b')
+            self.assertEqual(uwsgi.metric('dbpool.a_b.acquires'), 1)
+            self.assertEqual([name for name in uwsgi.stats()['metrics'] if name.endswith('.max')], ['dbpool.a_b.max'])
+
+    def test_a_threshold_that_cannot_be_is_refused_by_name(self):
+        for threshold, text in (('key=dbpool.default.weight,value=1', 'there is no such metric'),
+                                ('key=dbpool.waiting,value=1', 'there is no such metric'),
+                                ('key=dbpool.a.b.waiting,value=1', 'no alias has metrics of that name'),
+                                ('value=1,key=dbpool.default.leased,reset=0', "'reset' would change")):
+            with self.subTest(threshold=threshold):
+                uwsgi = self.make(metric_threshold=threshold)
+                try:
+                    uwsgi.launch()
+                    self.assertEqual(uwsgi.wait_exit(), 1)
+                    self.assertIn('metric-threshold = %s: %s' % (threshold, text), uwsgi.log())
+                    self.assertIn('leased', uwsgi.log())
+                finally:
+                    uwsgi.close()
+
+    def test_a_worker_sees_the_metrics_of_its_pools(self):
+        for mode, lazy in (('prefork', False), ('prefork', True), ('gevent', True), ('threads', False)):
+            with self.subTest(mode=mode, lazy=lazy), self.make(mode=mode, lazy_apps=lazy) as uwsgi:
+                workers = set()
+
+                def both():
+                    page = uwsgi.get('/rows', ids='1', token='x').json()
+                    found = uwsgi.get('/metric', name='dbpool.default.acquires').json()
+                    workers.add(page['worker'])
+                    if found['worker'] in workers:
+                        self.assertEqual(found['value'], uwsgi.metric('dbpool.default.acquires'))
+                        found = uwsgi.get('/metric', name='dbpool.default.max').json()
+                        self.assertTrue(found['value'] == 1 or found['worker'] not in workers)
+                    return len(workers) == 2
+                wait_until(both, 60, 'both workers answer')
+                # A respawned one, too.
+                os.kill(uwsgi.worker_pids()[1], signal.SIGKILL)
+                workers.clear()
+                wait_until(both, 60, 'both workers answer again')
+
+    def test_one_that_nobody_asked_for_is_none(self):
+        """uWSGI has seven for each core of each worker; who wants these says so."""
+        for options, wanted in (({}, False), ({'enable-metrics': True}, True)):
+            with self.subTest(options=options), self.make(mode='gevent', **options) as uwsgi:
+                metrics = uwsgi.stats()['metrics']
+                self.assertIn('worker.1.requests', metrics)
+                self.assertEqual('worker.1.core.49.requests' in metrics, wanted)

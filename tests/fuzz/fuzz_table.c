@@ -434,8 +434,8 @@ static void broker_acts(struct input *in, enum op op) {
         const struct dbp_session_facts *facts;
         static const uint64_t all[DBP_POOLS_MAX / 64u] = {UINT64_MAX};
         int fd;
-        if (dbp_keeper_lookup(keeper, SLOT, all, fits ? leases[i % LEASES].session : of,
-                              leases[i % LEASES].generation, &fd, &facts) == 0)
+        if (dbp_keeper_lookup(keeper, SLOT, all, fits ? leases[i % LEASES].session : of, leases[i % LEASES].generation,
+                              &fd, &facts) == 0)
             FUZZ_CHECK(fd >= 0 && facts);
         return;
     }

@@ -192,7 +192,8 @@ static void take_grants(void) {
         }
         assert_int_equal(rc, DBP_E_BUSY);
         if (request.patience_us != 0 && now_us - request.arrived_us >= request.patience_us) {
-            assert_int_equal(dbp_handoff_cancel(&share, pool, request.ticket, dbp_holder(SLOT, 1), &session, &word), DBP_E_TIMEOUT);
+            assert_int_equal(dbp_handoff_cancel(&share, pool, request.ticket, dbp_holder(SLOT, 1), &session, &word),
+                             DBP_E_TIMEOUT);
             gave_up++;
             continue;
         }

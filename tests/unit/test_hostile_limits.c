@@ -5,6 +5,7 @@
  */
 #include "attach.h"
 #include "broker.h"
+#include "failure.h"
 #include "handshake.h"
 #include "keeper.h"
 #include "relay.h"
@@ -96,11 +97,22 @@ static uint32_t fail_each(int (*make)(void), uint32_t n_optional) {
 
 /* ---- what is started in the master ---- */
 
+/* What could not be made, and why, is said. */
+static void check_named(int rc) {
+    const char *text = dbp_failure();
+
+    if (rc == 0)
+        return;
+    assert_non_null(strstr(text, strerror(-rc)));
+    assert_true(strstr(text, ": ") > text + 5);
+}
+
 static int make_share(void) {
     struct dbp_share share;
     int control;
 
     int rc = dbp_share_new(5, &share, &control);
+    check_named(rc);
     if (rc == 0) {
         close(control);
         dbp_share_free(&share);
@@ -131,6 +143,7 @@ static int make_broker(void) {
     struct dbp_broker *broker = NULL;
 
     int rc = dbp_broker_start(&share, fcntl(control, F_DUPFD_CLOEXEC, 0), &ops, &broker); /* consumed */
+    check_named(rc);
     if (rc != 0)
         assert_int_equal(atomic_load(&share.table->broker_up), 0);
     dbp_broker_stop(broker);

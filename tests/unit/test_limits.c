@@ -301,7 +301,7 @@ static void test_as_many_pools_as_there_is_room_for(void **state) {
                      DBP_E_FULL);
     assert_non_null(strstr(text, "256"));
     assert_int_equal(pool, DBP_POOLS_MAX - 1); /* untouched */
-    give_back(&leases[7]); /* the only one now that is in nobody's use */
+    give_back(&leases[7]);                     /* the only one now that is in nobody's use */
     assert_int_equal(dbp_client_register(arena.client, &spec, in_seconds(WAIT_S), text, sizeof text, &pool), 0);
     assert_int_equal(dbp_pool_place(pool), 7);
     assert_int_equal(dbp_acquire(arena.client, 7, in_seconds(WAIT_S), NULL, NULL, &leases[7]), DBP_E_INVALID);

@@ -22,8 +22,9 @@ static struct dbp_pool_counters *first, *second;
 static struct dbp_pool_spec spec, other;
 static _Atomic uint32_t current_pool, n_current;
 
-static void pool_current(void *arg, uint32_t pool) {
+static void pool_current(void *arg, uint32_t pool, const char *alias) {
     (void)arg;
+    (void)alias;
     atomic_store(&current_pool, pool);
     atomic_fetch_add(&n_current, 1);
 }

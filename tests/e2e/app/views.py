@@ -89,6 +89,11 @@ def leases_after(request):
     return leases(request)
 
 
+def metric(request):
+    """What uWSGI says to the application itself, in this worker."""
+    return JsonResponse(_who(value=uwsgi.metric_get(request.GET['name'])))
+
+
 def imported(request):
     return JsonResponse(_who(imported=IMPORTED, id=_connection_id()))
 
