@@ -302,6 +302,42 @@ static void test_the_end_of_the_channel_ends_all(void **state) {
     assert_int_equal(askers[0].rc, DBP_E_CLOSED);
 }
 
+/* The process attaches anew while others wait: what they asked was asked on the old channel. */
+static void test_another_channel(void **state) {
+    union dbp_wire_any request;
+    struct asker askers[MANY], later;
+    int pair[2], old = channel, old_broker = broker;
+
+    (void)state;
+    for (uint32_t i = 0; i < MANY; i++) {
+        begin(&askers[i], i);
+        start(&askers[i]);
+        receive(&request);
+    }
+    assert_true(eventually_at_least(&waiting, MANY));
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+    pthread_mutex_lock(&lock);
+    channel = pair[0];
+    broker = pair[1];
+    dbp_asking_over(&asking);
+    pthread_mutex_unlock(&lock);
+    for (int i = 1; i < MANY; i++) {
+        pthread_join(askers[i].thread, NULL);
+        assert_int_equal(askers[i].rc, DBP_E_CLOSED);
+    }
+    /* The first one reads the old channel still, and nobody waits for it to do so. */
+    begin(&later, MANY);
+    start(&later);
+    receive(&request);
+    assert_int_equal(request.fetch.session, MANY);
+    answer(&request);
+    assert_its_own_answer(&later);
+    close(old_broker);
+    pthread_join(askers[0].thread, NULL);
+    assert_int_equal(askers[0].rc, DBP_E_CLOSED);
+    close(old);
+}
+
 /* Neither what wakes the others, nor an fd that came for one who has not seen it yet. */
 static void test_I11_a_forked_child_keeps_nothing(void **state) {
     union dbp_wire_any first, second;
@@ -340,10 +376,11 @@ static void test_I11_a_forked_child_keeps_nothing(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_each_gets_its_own_answer),        TEST(test_nobody_waits_with_the_lock),
-        TEST(test_the_reader_is_interrupted),       TEST(test_all_but_one_are_interrupted),
-        TEST(test_a_deadline_ends_each_wait),       TEST(test_a_full_channel_is_tried_again),
-        TEST(test_the_end_of_the_channel_ends_all), TEST(test_I11_a_forked_child_keeps_nothing),
+        TEST(test_each_gets_its_own_answer),         TEST(test_nobody_waits_with_the_lock),
+        TEST(test_the_reader_is_interrupted),        TEST(test_all_but_one_are_interrupted),
+        TEST(test_a_deadline_ends_each_wait),        TEST(test_a_full_channel_is_tried_again),
+        TEST(test_the_end_of_the_channel_ends_all),  TEST(test_another_channel),
+        TEST(test_I11_a_forked_child_keeps_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
