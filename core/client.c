@@ -50,7 +50,8 @@ struct dbp_client {
 /* ---- a forked child must neither use nor keep the parent's sessions (I11) ---- */
 
 static struct dbp_client *the_client; /* atfork handlers have no argument; one client per process */
-static struct dbp_client *attaching;  /* waits for the broker's answer; nobody else attaches meanwhile */
+static struct dbp_client *attaching;  /* waits for the broker's answer; nobody else of its process attaches meanwhile */
+static pid_t attaching_pid;           /* whose it is: a child, which cannot go on with it, finds it too */
 
 /* Guards both pointers, and each client's channels, asking and guarded. Always there, so that a fork holds it whatever
  * another thread is about: it meets neither a client that it has not locked nor a channel that no list names. Never
@@ -80,7 +81,6 @@ static void after_fork_child(void) {
 
     if (attaching)
         drop(&attaching->joining); /* it stays: a greenlet of this thread may be in the middle of it */
-    attaching = NULL;
     pthread_mutex_unlock(&lock);
     if (!client)
         return;
@@ -221,7 +221,7 @@ static int attach(struct dbp_client *client, uint64_t deadline_us) {
     uint64_t pause_us;
     int rc = 0;
 
-    while (rc == 0 && attaching)
+    while (rc == 0 && attaching && attaching_pid == getpid())
         rc = pause_unlocked(ATTACHING_LOOK_US, deadline_us);
     if (rc == 0 && atomic_load(&client->foreign))
         rc = DBP_E_CLOSED;
@@ -232,6 +232,7 @@ static int attach(struct dbp_client *client, uint64_t deadline_us) {
     drop(&client->channel);
     dbp_asking_over(&client->asking);
     attaching = client;
+    attaching_pid = getpid();
     while ((pause_us = dbp_attach_again_us(rc = ask_to_join(client, deadline_us))) > 0) {
         int why = rc;
         rc = pause_unlocked(pause_us, deadline_us);

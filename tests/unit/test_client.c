@@ -322,7 +322,7 @@ static void test_I10_a_table_of_another_version_is_refused(void **state) {
 static int ask_register(uint64_t deadline_us, char *text, uint32_t *poolp) {
     struct dbp_pool_spec spec = test_spec("default", 4, 0);
 
-    return dbp_client_register(client, &spec, deadline_us, text, 64, poolp);
+    return dbp_client_register(client, &spec, deadline_us, text, DBP_TEXT_MAX, poolp);
 }
 
 /* A fork waits for the end of an attach, so that its child knows what it has to let go of. */
@@ -405,7 +405,7 @@ static void test_a_client_that_was_let_go_of_takes_nothing(void **state) {
 
 static void test_a_client_that_was_let_go_of_attaches_anew(void **state) {
     struct dbp_lease before, lease;
-    char text[64];
+    char text[DBP_TEXT_MAX];
     uint32_t pool;
 
     (void)state;
@@ -434,7 +434,7 @@ static void test_a_client_that_was_let_go_of_attaches_anew(void **state) {
 /* The broker has not seen it yet. */
 static void test_a_client_whose_channel_was_closed_attaches_anew_at_once(void **state) {
     int type = 0, channel = -1;
-    char text[64];
+    char text[DBP_TEXT_MAX];
     uint32_t pool;
 
     (void)state;
@@ -457,7 +457,7 @@ static void test_a_client_whose_channel_was_closed_attaches_anew_at_once(void **
 /* ---- asking ---- */
 
 static void test_registering(void **state) {
-    char text[64] = "";
+    char text[DBP_TEXT_MAX] = "";
     uint32_t pool = 9;
 
     (void)state;
@@ -495,7 +495,7 @@ static void test_I2_an_answer_that_comes_late_is_not_taken_for_the_next(void **s
     struct dbp_session_facts facts;
     struct dbp_lease lease = {0};
     uint32_t pool = 9;
-    char text[64] = "";
+    char text[DBP_TEXT_MAX] = "";
     int fd = -7, before = fd_census(0);
 
     (void)state;
@@ -525,7 +525,7 @@ static void test_I2_an_answer_that_comes_late_is_not_taken_for_the_next(void **s
 }
 
 static void test_I10_garbage_and_strange_answers_are_survived(void **state) {
-    char text[64];
+    char text[DBP_TEXT_MAX];
     uint32_t pool = 9;
 
     (void)state;
@@ -918,7 +918,7 @@ static void test_a_failed_login_ends_the_wait(void **state) {
 static void test_a_broker_that_is_gone_ends_waits_but_not_leases(void **state) {
     struct dbp_lease lease, other;
     struct dbp_wait wait;
-    char text[64];
+    char text[DBP_TEXT_MAX];
     uint32_t pool;
 
     (void)state;
@@ -989,7 +989,7 @@ static void test_I11_a_forked_child_can_do_nothing_with_its_parents_session(void
         struct dbp_lease other;
         struct dbp_session_facts facts;
         struct dbp_wait another;
-        char text[8], byte;
+        char text[DBP_TEXT_MAX], byte;
         uint32_t pool;
         int fd;
         close(wire[1]);
@@ -1055,7 +1055,7 @@ static int stand_still(int fd, uint64_t deadline_us) {
 
 static void *register_slowly(void *arg) {
     uint32_t pool;
-    char text[64];
+    char text[DBP_TEXT_MAX];
 
     *(int *)arg = ask_register(in_seconds(WAIT_S), text, &pool);
     atomic_store(&over, true);
@@ -1128,7 +1128,7 @@ static void test_a_channel_that_is_hung_up_says_closed(void **state) {
     struct dbp_session_facts facts;
     struct dbp_lease lease = {0};
     uint32_t pool;
-    char text[64];
+    char text[DBP_TEXT_MAX];
     int fd;
 
     (void)state;
