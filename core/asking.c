@@ -146,10 +146,14 @@ static void leave(struct dbp_asking *asking, struct dbp_ask *ask) {
 
 int dbp_asking(struct dbp_asking *asking, pthread_mutex_t *lock, const int *channel, union dbp_wire_any *msg,
                enum dbp_wire_type answer, uint64_t deadline_us, int *fdp) {
-    struct dbp_ask *ask = calloc(1, sizeof *ask), **at = &asking->first;
+    struct dbp_ask *ask = malloc(sizeof *ask), **at = &asking->first;
 
     if (!ask)
         return -ENOMEM;
+    ask->next = NULL;
+    ask->done = false;
+    ask->rc = 0;
+    memset(&ask->answer.head, 0, sizeof ask->answer.head); /* of an answer that does not come nobody reads more */
     ask->serial = msg->head.serial = ++asking->serial;
     ask->type = answer;
     ask->wake_fd = ask->fd = -1;
@@ -157,7 +161,9 @@ int dbp_asking(struct dbp_asking *asking, pthread_mutex_t *lock, const int *chan
         at = &(*at)->next;
     *at = ask;
     int rc = send_it(lock, channel, msg, deadline_us);
-    explicit_bzero(msg, sizeof *msg); /* a password; and a greenlet's stack is copied while it waits */
+    if (msg->head.type == DBP_WIRE_REGISTER)
+        explicit_bzero(msg, sizeof *msg); /* a password; and a greenlet's stack is copied while it waits */
+    memset(&msg->head, 0, sizeof msg->head);
     if (rc == 0)
         rc = take_answer(asking, ask, lock, channel, deadline_us);
     leave(asking, ask);

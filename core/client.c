@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -246,6 +247,13 @@ static int attach(struct dbp_client *client, uint64_t deadline_us) {
     return rc;
 }
 
+/* Zeros. What it has of pools that this process never meets, most of it, stays memory that nobody touches. */
+static struct dbp_client *new_client(void) {
+    void *memory = mmap(NULL, sizeof(struct dbp_client), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
                       struct dbp_client **clientp) {
     return dbp_client_attach_own(share, label, 0, deadline_us, clientp);
@@ -259,7 +267,7 @@ int dbp_client_attach_own(const struct dbp_share *share, const char *label, uint
     if (atfork_error)
         return -atfork_error;
     pthread_mutex_lock(&lock); /* before anything is made: a forked child could not give it back */
-    struct dbp_client *client = calloc(1, sizeof *client);
+    struct dbp_client *client = new_client();
     int rc = client ? 0 : -ENOMEM;
     if (rc == 0) {
         client->share = *share;
@@ -270,8 +278,8 @@ int dbp_client_attach_own(const struct dbp_share *share, const char *label, uint
     }
     if (rc == 0)
         the_client = *clientp = client;
-    else
-        free(client);
+    else if (client)
+        munmap(client, sizeof *client);
     pthread_mutex_unlock(&lock);
     return rc;
 }
@@ -301,7 +309,7 @@ int dbp_client_register(struct dbp_client *client, const struct dbp_pool_spec *s
     union dbp_wire_any msg;
     int fd = -1, rc = DBP_E_CLOSED;
 
-    memset(&msg, 0, sizeof msg);
+    memset(&msg.head, 0, sizeof msg.head);
     /* Twice: the broker may let go of us between our look and its answer. And again while it makes room for a pool. */
     for (int tries = 0; tries < 2 && (rc == DBP_E_CLOSED || rc == DBP_E_BUSY) && !over(client);) {
         pthread_mutex_lock(&lock);
