@@ -105,6 +105,7 @@ class Pool:
         """Also again, where the broker has let go of it or of this process, which is attached anew then.
 
         Raises ConfigurationError."""
+        started = time.monotonic()
         try:
             code, pool_id, text = self._tell(timeout)
         except OSError as wrong:
@@ -117,7 +118,7 @@ class Pool:
         if code == _dbpool.E_FULL:
             raise self.operational_error(0, "dbpool: pool '%s': %s" % (self.alias, text))
         if code:
-            raise self.error(_dbpool.E_CLOSED, REGISTER_TIMEOUT)
+            raise self.error(_dbpool.E_CLOSED, time.monotonic() - started)
         self.id = pool_id
 
     def _said_again(self):
