@@ -45,7 +45,7 @@ struct dbp_client {
     struct dbp_asking asking;
     int *guarded; /* session fds of this process, for the child after a fork */
     size_t n_guarded, guarded_room;
-    struct dbp_recent recent[DBP_POOLS_MAX];
+    struct dbp_recent *recent; /* DBP_POOLS_MAX */
 };
 
 /* ---- a forked child must neither use nor keep the parent's sessions (I11) ---- */
@@ -247,11 +247,26 @@ static int attach(struct dbp_client *client, uint64_t deadline_us) {
     return rc;
 }
 
-/* Zeros. What it has of pools that this process never meets, most of it, stays memory that nobody touches. */
-static struct dbp_client *new_client(void) {
-    void *memory = mmap(NULL, sizeof(struct dbp_client), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+/* Most of `recent` is of pools that this process never meets: memory that nobody touches. */
+static struct dbp_client *client_new(void) {
+    struct dbp_client *client = calloc(1, sizeof *client);
+    void *recent =
+        mmap(NULL, DBP_POOLS_MAX * sizeof *client->recent, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    return memory == MAP_FAILED ? NULL : memory;
+    if (client && recent != MAP_FAILED) {
+        client->recent = recent;
+        client->channel.fd = client->joining.fd = -1;
+        return client;
+    }
+    free(client);
+    if (recent != MAP_FAILED)
+        munmap(recent, DBP_POOLS_MAX * sizeof *client->recent);
+    return NULL;
+}
+
+static void client_free(struct dbp_client *client) {
+    munmap(client->recent, DBP_POOLS_MAX * sizeof *client->recent);
+    free(client);
 }
 
 int dbp_client_attach(const struct dbp_share *share, const char *label, uint64_t deadline_us,
@@ -267,11 +282,10 @@ int dbp_client_attach_own(const struct dbp_share *share, const char *label, uint
     if (atfork_error)
         return -atfork_error;
     pthread_mutex_lock(&lock); /* before anything is made: a forked child could not give it back */
-    struct dbp_client *client = new_client();
+    struct dbp_client *client = client_new();
     int rc = client ? 0 : -ENOMEM;
     if (rc == 0) {
         client->share = *share;
-        client->channel.fd = client->joining.fd = -1;
         client->place = place;
         snprintf(client->label, sizeof client->label, "%s", label);
         rc = attach(client, deadline_us);
@@ -279,7 +293,7 @@ int dbp_client_attach_own(const struct dbp_share *share, const char *label, uint
     if (rc == 0)
         the_client = *clientp = client;
     else if (client)
-        munmap(client, sizeof *client);
+        client_free(client);
     pthread_mutex_unlock(&lock);
     return rc;
 }
