@@ -86,8 +86,10 @@ class Storm(Storming, WithServer):
                 self.counts['connector'] += 1
 
     def kill_sessions(self):
-        ids = [row[0] for row in self.server.query(
-            'SELECT id FROM information_schema.processlist WHERE user = %s AND db = %s', (USER, DATABASE))]
+        """Those that somebody has had: a login that fails is told to all that wait for it, whose id nobody knows."""
+        had = {asked.page.get('id') for asked in self.load.done if asked.page}
+        ids = [pk for pk, in self.server.query(
+            'SELECT id FROM information_schema.processlist WHERE user = %s AND db = %s', (USER, DATABASE)) if pk in had]
         for pk in self.chance.sample(ids, min(len(ids), self.chance.randint(1, 3))):
             self.ended.add(pk)
             with suppress(Exception):  # it has just gone by itself
