@@ -166,7 +166,7 @@ int main(void) {
     for (uint32_t i = 0; i < RACERS; i++)
         start(i);
 
-    uint64_t end = in_seconds(seconds), last = in_seconds(6 * seconds);
+    uint64_t end = in_seconds(seconds), last = in_seconds(seconds + 6 * WAIT_S);
     while (wrong == 0 && (dbp_now_us() < end || (!all_met() && dbp_now_us() < last))) {
         uint32_t number = (uint32_t)(test_random(&random_state) % RACERS);
         int status;
