@@ -146,10 +146,11 @@ static void leave(struct dbp_asking *asking, struct dbp_ask *ask) {
 
 int dbp_asking(struct dbp_asking *asking, pthread_mutex_t *lock, const int *channel, union dbp_wire_any *msg,
                enum dbp_wire_type answer, uint64_t deadline_us, int *fdp) {
-    struct dbp_ask *ask = malloc(sizeof *ask), **at = &asking->first;
+    struct dbp_ask *ask = asking->spare ? asking->spare : malloc(sizeof *ask), **at = &asking->first;
 
     if (!ask)
         return -ENOMEM;
+    asking->spare = NULL;
     ask->next = NULL;
     ask->done = false;
     ask->rc = 0;
@@ -174,7 +175,10 @@ int dbp_asking(struct dbp_asking *asking, pthread_mutex_t *lock, const int *chan
     } else if (ask->fd >= 0) {
         close(ask->fd);
     }
-    free(ask);
+    if (asking->spare)
+        free(ask);
+    else
+        asking->spare = ask;
     return rc;
 }
 

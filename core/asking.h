@@ -14,6 +14,7 @@ struct dbp_ask;
 struct dbp_asking {
     struct dbp_ask *first;  /* those that wait, in order of arrival */
     struct dbp_ask *reader; /* waits for the channel; the others wait to be woken by it. NULL: nobody reads */
+    struct dbp_ask *spare;  /* memory for the next one: one at a time is the rule */
     uint32_t serial;
 };
 
