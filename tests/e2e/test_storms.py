@@ -7,7 +7,7 @@ DBPOOL_STORM_SECONDS (per configuration) and DBPOOL_SEED steer it; each prints o
   I2      afterwards every place of the pool can be leased at once, nobody waits
   I3      the server never counts more of the pool's sessions than the cap
   I6      of each transaction all is there or nothing, and nothing of one that was not committed
-  errors  only for requests whose worker or session was killed
+  errors  only for requests whose worker or session was killed, or that waited for a connector that was
 """
 
 import os
@@ -44,6 +44,7 @@ class Storm(Storming, WithServer):
         self.chance = random.Random(SEED)
         self.killed = set()  # processes
         self.ended = set()  # sessions that the test killed at the server
+        self.connector_ended = []  # when it killed the connector
         self.counts = dict.fromkeys(('worker', 'session', 'stop', 'connector', 'harakiri'), 0)
         size = self.cap - self.cap // 3
         pool = {'pool_size': size, 'max_overflow': self.cap - size, 'timeout': 60}
@@ -84,6 +85,7 @@ class Storm(Storming, WithServer):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.counts['connector'] += 1
+                self.connector_ended.append(time.monotonic())
 
     def kill_sessions(self):
         """Those that somebody has had: a login that fails is told to all that wait for it, whose id nobody knows."""
@@ -145,9 +147,17 @@ class Storm(Storming, WithServer):
             # Without a note the request never began: it was in the accepted connections of a worker that died.
             return None if pid is None or pid in self.killed else 'no answer from %d, which was not killed' % pid
         why = self.wrong(asked)
-        if why is None and asked.error and asked.page.get('id') not in self.ended:
+        if why is None and asked.error and asked.page.get('id') not in self.ended and not self.of_connector(asked):
             why = 'an error, and nobody killed its session'
         return why
+
+    def of_connector(self, asked):
+        """The answer says what came of the connector's death, and that is so."""
+        if 'the connector process died while it logged in' in asked.page['text']:
+            return len(self.connector_ended) > 1  # the first time the login is begun again
+        # A master that stands still, or has no processor, starts no other. It has three seconds.
+        return ('the connector process, a child of the uWSGI master, does not run' in asked.page['text'] and
+                any(ended + 3 <= asked.ended for ended in self.connector_ended))
 
     def read_notes(self):
         self.noted = {}
@@ -175,6 +185,7 @@ class Storm(Storming, WithServer):
         wait_until(lambda: len(self.uwsgi.helper_pids()) == 1, 60, 'and the connector')
         self.uwsgi.note_processes()
         whole = self.whole(self.uwsgi)
+        self.all_at_once(self.uwsgi, self.cap)
         census.stop()
 
         self.killed |= self.of_harakiri()
@@ -195,10 +206,9 @@ class Storm(Storming, WithServer):
         self.assertIsNone(census.failed)
         self.assertGreater(census.samples, self.enough_samples)
         self.assertLessEqual(census.peak, self.cap, 'more sessions than the cap')
-        self.assertGreater(len(good), self.enough, 'too little happened for this to mean anything')
+        self.assertGreater(sum(not page.get('error') for page in good), self.enough,
+                           'too little happened for this to mean anything')
         self.check_transactions(load.done)
-        self.all_at_once(self.uwsgi, self.cap)
-        self.assertLessEqual(len(self.whole(self.uwsgi) and self.sessions()), self.cap)
 
 
 class Gevent(Storm, unittest.TestCase):

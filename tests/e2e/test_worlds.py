@@ -31,12 +31,6 @@ class FarStorm(Far, FullDisk, Storm, unittest.TestCase):
     harakiri_s = 5
     enough = 5
 
-    def judge(self, asked):
-        """A login takes so long here that the connector may be killed twice in one, which is told."""
-        if asked.error and 'the connector process died' in asked.page['text']:
-            return None if self.counts['connector'] > 1 else 'the connector was killed once'
-        return super().judge(asked)
-
 
 class StandingStorm(StillLog, Storm, unittest.TestCase):
     """The master and the log stand still again and again."""
