@@ -46,6 +46,7 @@ class Storm(Storming, WithServer):
         self.ended = set()  # sessions that the test killed at the server
         self.connector_ended = []  # when it killed the connector
         self.counts = dict.fromkeys(('worker', 'session', 'stop', 'connector', 'harakiri'), 0)
+        self.census = Census(self.server, self.cap)  # logs in before a crowd takes all connections (worlds.py)
         size = self.cap - self.cap // 3
         pool = {'pool_size': size, 'max_overflow': self.cap - size, 'timeout': 60}
         options = {'module': 'storm:application', 'harakiri': self.harakiri_s, **self.options}
@@ -175,7 +176,7 @@ class Storm(Storming, WithServer):
             raise
 
     def run_storm(self):
-        self.census = census = Census(self.server, self.cap)
+        census = self.census
         census.start()
         self.load = load = Load(self.uwsgi, SEED, self.clients, self.hows)
         try:
