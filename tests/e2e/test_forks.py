@@ -13,7 +13,7 @@ import unittest
 import uuid
 
 from tests.e2e.base import DATABASE, DRIVERS, MODES, WithServer
-from tests.support import concurrently, in_background, is_alive, session_sockets, wait_until
+from tests.support import concurrently, fd_census, in_background, is_alive, session_sockets, wait_until
 from tests.support.procs import children
 
 POOL = {'pool_size': 3, 'max_overflow': 0, 'timeout': 30}
@@ -219,6 +219,14 @@ class Forks(WithForks, unittest.TestCase):
 class LostChannel(WithForks, unittest.TestCase):
     """A worker whose channel to the broker was closed by its own application goes on, as another process to the broker."""
 
+    @staticmethod
+    def control_sockets(uwsgi):
+        """How many of the master's sockets are of the kind that channels are (SOCK_SEQPACKET)."""
+        with open('/proc/net/unix') as f:
+            next(f)
+            kinds = {'socket:[%s]' % fields[6]: fields[4] for fields in map(str.split, f)}
+        return sum(kinds.get(target) == '0005' for target in fd_census(uwsgi.pid).values())
+
     def test_it_attaches_anew(self):
         for driver in DRIVERS:
             for mode in MODES:
@@ -228,7 +236,10 @@ class LostChannel(WithForks, unittest.TestCase):
                     for _ in range(3):
                         answers = concurrently(lambda n: uwsgi.get('/rows', ids='1,2', token='t'), range(12), 6)
                         self.assertEqual([answer.status for answer in answers], [200] * 12)
+                        ends = self.control_sockets(uwsgi)
                         self.assertEqual(uwsgi.get('/lose').json()['lost'], 1)
+                        # What is leased before the broker has seen it, it takes for a dead process's.
+                        wait_until(lambda: self.control_sockets(uwsgi) == ends - 1, 30, 'the broker sees the end')
                     self.assertEqual(uwsgi.get('/rows', ids='1,2', token='t').status, 200)
                     self.whole(uwsgi)
                     self.assertEqual(uwsgi.pool()['kills'], 0)

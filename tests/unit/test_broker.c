@@ -314,6 +314,7 @@ static void test_a_failing_kill_is_not_repeated_in_a_loop(void **state) {
     assert_true(eventually_at_least(&fake->kills, 3)); /* it is repeated */
     /* The first waits take 0.1 and 0.2 s at least, however slow the machine is: a loop would have sent thousands. */
     assert_true(dbp_now_us() - began >= 250000);
+    assert_true(eventually_at_least(&log_warnings, 1)); /* the log has a thread of its own */
     assert_int_equal(atomic_load(&log_warnings), 1);
     atomic_store(&fake->kill_mode, FAKE_KILL_DO);
     atomic_store(&fake->linger, 0);

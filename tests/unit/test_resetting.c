@@ -46,6 +46,11 @@ static int teardown(void **state) {
     return stage_close();
 }
 
+/* The log has a thread of its own, and may come later than what it tells of. */
+static bool told_once(const _Atomic uint32_t *lines) {
+    return eventually_at_least(lines, 1) && atomic_load(lines) == 1;
+}
+
 /* A client whose first session will have these facts. */
 static struct puppet *client(uint32_t facts) {
     atomic_store(&fake->facts, facts);
@@ -92,7 +97,7 @@ static void test_a_session_that_no_reset_leads_back_is_replaced(void **state) {
     assert_int_not_equal(p->facts.connection_id, id);
     assert_int_equal(puppet_release(p, 0, DBP_RETURN_RESET), 0); /* a rollback it can do */
     assert_true(eventually_equal(&count->resets, 1));
-    assert_int_equal(atomic_load(&replaced), 1);
+    assert_true(told_once(&replaced));
 }
 
 static void test_a_server_that_reports_no_changes_is_told_of_once(void **state) {
@@ -101,7 +106,7 @@ static void test_a_server_that_reports_no_changes_is_told_of_once(void **state) 
     (void)state;
     for (uint32_t i = 0; i < 3; i++)
         assert_int_equal(puppet_acquire(p, i), 0);
-    assert_int_equal(atomic_load(&untracked), 1);
+    assert_true(told_once(&untracked));
     assert_int_equal(puppet_release(p, 0, DBP_RETURN_FULL), 0);
     assert_true(eventually_equal(&count->resets, 1));
     assert_int_equal(atomic_load(&fake->trackings), 0);
@@ -127,7 +132,7 @@ static void test_rows_that_a_rollback_takes_back_are_counted_and_told_of_once(vo
         assert_true(eventually_equal(&count->resets, (int64_t)i + 1));
         assert_int_equal(atomic_load(&count->undone), leases[i].undone);
     }
-    assert_int_equal(atomic_load(&undone), 1);
+    assert_true(told_once(&undone));
 }
 
 int main(void) {
